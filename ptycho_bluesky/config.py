@@ -1,0 +1,270 @@
+"""Settings: one YAML file, then the environment (``PTYCHO_BLUESKY_*``), then flags; validated, errors name the key.
+
+Nested keys are separated by two underscores in the environment: ``PTYCHO_BLUESKY_TILED__URI=http://…``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.geometry import Geometry
+
+__all__ = [
+    "EdgeSettings",
+    "EpicsSettings",
+    "GeometrySettings",
+    "ReconstructSettings",
+    "Settings",
+    "TiledSettings",
+    "TrainSettings",
+    "WorkerSettings",
+    "ZmqSettings",
+    "load_settings",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class EpicsSettings(_Section):
+    """Process variables and the ports on which they are found."""
+
+    prefix: str = Field("PTY:", description="Prefix of the beamline's process variables.")
+    control_layer: Literal["caproto", "pyepics"] = Field("caproto", description="ophyd's Channel Access client.")
+    ca_server_port: int = Field(5064, ge=1, le=65535)
+    ca_repeater_port: int = Field(5065, ge=1, le=65535)
+    pva_server_port: int = Field(5075, ge=1, le=65535)
+    pva_broadcast_port: int = Field(5076, ge=1, le=65535)
+    loopback: bool = Field(True, description="Search and serve on this machine only.")
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables for clients and servers; set them before importing ophyd, caproto or pvaccess."""
+        env = {
+            "OPHYD_CONTROL_LAYER": self.control_layer,
+            "EPICS_CA_SERVER_PORT": str(self.ca_server_port),
+            "EPICS_CAS_SERVER_PORT": str(self.ca_server_port),
+            "EPICS_CA_REPEATER_PORT": str(self.ca_repeater_port),
+            "EPICS_CA_MAX_ARRAY_BYTES": "100000000",
+            "EPICS_PVA_BROADCAST_PORT": str(self.pva_broadcast_port),
+            "EPICS_PVAS_BROADCAST_PORT": str(self.pva_broadcast_port),
+            "EPICS_PVA_SERVER_PORT": str(self.pva_server_port),
+            "EPICS_PVAS_SERVER_PORT": str(self.pva_server_port),
+        }
+        if self.loopback:
+            # Channel Access needs the loopback broadcast address to reach several servers on one host, pvAccess the
+            # plain address: a unicast CA search goes to one of them only.
+            env |= {
+                "EPICS_CA_ADDR_LIST": "127.255.255.255",
+                "EPICS_CA_AUTO_ADDR_LIST": "NO",
+                "EPICS_CAS_INTF_ADDR_LIST": "127.0.0.1 127.255.255.255",
+                "EPICS_CAS_AUTO_BEACON_ADDR_LIST": "NO",
+                "EPICS_CAS_BEACON_ADDR_LIST": "127.255.255.255",
+                "EPICS_PVA_ADDR_LIST": "127.0.0.1",
+                "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+                "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
+            }
+        return env
+
+    def apply(self) -> None:
+        """Set `environment` in this process."""
+        os.environ.update(self.environment())
+
+
+class TiledSettings(_Section):
+    """The Tiled server and where things lie in it."""
+
+    uri: str = "http://127.0.0.1:8000"
+    api_key: SecretStr = Field(SecretStr("ptychosecret"), description="Alphanumeric.")
+    raw: str = "raw"
+    results: str = "results"
+    labels: str = "labels"
+    models: str = "models"
+    decisions: str = "decisions"
+    timeout_s: float = Field(20.0, gt=0)
+
+
+class ZmqSettings(_Section):
+    """Addresses of the document proxy (msgpack, never pickle)."""
+
+    publish: str = Field("127.0.0.1:5577", description="Where sessions publish documents to.")
+    subscribe: str = Field("127.0.0.1:5578", description="Where edges subscribe to.")
+
+
+class GeometrySettings(_Section):
+    """Geometry of the measurement; unset values are taken from the beamline or the file, never invented."""
+
+    energy_eV: float | None = Field(None, gt=0)
+    distance_m: float | None = Field(None, gt=0)
+    detector_pixel_m: float | None = Field(None, gt=0)
+    orientation: str = "identity"
+
+    def geometry(self, num_px: int) -> Geometry | None:
+        """Geometry of frames of ``num_px`` pixels, None when anything is unset."""
+        if self.energy_eV is None or self.distance_m is None or self.detector_pixel_m is None:
+            return None
+        return Geometry(self.energy_eV, self.distance_m, self.detector_pixel_m, num_px, self.orientation)
+
+
+class EdgeSettings(_Section):
+    """The inference consumer."""
+
+    prefix: str = Field("PTY:edge1:", description="Prefix of the process variables that the edge serves.")
+    engine: Literal["auto", "torch", "onnxruntime"] = "auto"
+    num_threads: int = Field(2, ge=1)
+    batch_size: int = Field(8, ge=1)
+    deadline_s: float = Field(0.02, gt=0, description="A batch leaves at the latest this long after its first frame.")
+    queue_frames: int = Field(20_000, ge=1, description="Bound of the frame queue; what does not fit is counted.")
+    display_period_s: float = Field(0.2, gt=0, description="Period of mosaics on pvAccess and in the live plot.")
+    tiled_period_s: float = Field(1.0, ge=0.5, description="Period of mosaics into Tiled while a scan runs.")
+    backfill: bool = Field(True, description="Read back from the file what the stream missed.")
+    catch_up_runs: int = Field(20, ge=0, description="Completed runs without a mosaic that are replayed at start.")
+
+
+class ReconstructSettings(_Section):
+    """Iterative reconstruction of finished runs."""
+
+    engine: Literal["epie"] = "epie"
+    iterations: int = Field(60, ge=1)
+    batch_size: int = Field(32, ge=1)
+    probe_modes: int = Field(1, ge=1)
+    seed: int = 0
+
+
+class TrainSettings(_Section):
+    """Training of the network."""
+
+    architecture: str = "ptychonn2"
+    recipe: Literal["default", "published"] = "default"
+    frames_per_scan: int = Field(24_000, ge=1, description="Budget: frame-updates spent for each new scan.")
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    seed: int = 0
+    num_threads: int = Field(2, ge=1)
+
+
+class WorkerSettings(_Section):
+    """The HPC side."""
+
+    executor: Literal["processes", "inline"] = "processes"
+    max_workers: int = Field(1, ge=1)
+    retries: int = Field(3, ge=0)
+    catch_up_period_s: float = Field(30.0, gt=0)
+
+
+class Settings(BaseSettings):
+    """All settings of one installation."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PTYCHO_BLUESKY_", env_nested_delimiter="__", extra="forbid", validate_assignment=True
+    )
+
+    data_dir: Path = Field(Path("ptycho_data"), description="Raw files, journals, spools, models of this installation.")
+    epics: EpicsSettings = EpicsSettings()
+    tiled: TiledSettings = TiledSettings()
+    zmq: ZmqSettings = ZmqSettings()
+    geometry: GeometrySettings = GeometrySettings()
+    edge: EdgeSettings = EdgeSettings()
+    reconstruct: ReconstructSettings = ReconstructSettings()
+    train: TrainSettings = TrainSettings()
+    worker: WorkerSettings = WorkerSettings()
+
+    @property
+    def raw_dir(self) -> Path:
+        """Where detectors write."""
+        return self.data_dir / "raw"
+
+    @property
+    def journal_dir(self) -> Path:
+        """Where sessions journal their documents."""
+        return self.data_dir / "journal"
+
+    @property
+    def tiled_dir(self) -> Path:
+        """Catalogue and storage of the embedded Tiled server."""
+        return self.data_dir / "tiled"
+
+    @property
+    def edge_dir(self) -> Path:
+        """Spool of the edge."""
+        return self.data_dir / "edge"
+
+    @property
+    def worker_dir(self) -> Path:
+        """State and products of the worker."""
+        return self.data_dir / "worker"
+
+    @property
+    def models_dir(self) -> Path:
+        """Local model registry."""
+        return self.data_dir / "models"
+
+    @property
+    def corpus_dir(self) -> Path:
+        """Label sets."""
+        return self.data_dir / "corpus"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file, which comes in through the constructor; flags are set last."""
+        return env_settings, init_settings
+
+    def to_yaml(self, path: Path) -> None:
+        """Write every setting, secrets included, to a file readable by its owner alone."""
+        content = self.model_dump(mode="json")
+        content["tiled"]["api_key"] = self.tiled.api_key.get_secret_value()
+        path.touch(mode=0o600)
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def load_settings(file: Path | str | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Load the settings.
+
+    Parameters
+    ----------
+    file : path, optional
+        YAML file; by default the one named by ``PTYCHO_BLUESKY_CONFIG``, if any.
+    flags : mapping, optional
+        Dotted keys (``"edge.batch_size"``) and values that win over file and environment; None values are skipped.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or a key is unknown or out of range; the message names it.
+    """
+    file = file or os.environ.get("PTYCHO_BLUESKY_CONFIG")
+    content: dict[str, Any] = {}
+    if file:
+        try:
+            content = yaml.safe_load(Path(file).read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"configuration file {file}: {error}", "it must be a readable YAML file") from error
+    try:
+        settings = Settings(**content)
+        for key, value in (flags or {}).items():
+            if value is None:
+                continue
+            *sections, name = key.split(".")
+            target: Any = settings
+            for section in sections:
+                target = getattr(target, section)
+            setattr(target, name, value)
+    except ValidationError as error:
+        where = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
+        raise InputError(f"configuration: {where}", "", "correct the key in the file, environment or flag") from error
+    return settings
