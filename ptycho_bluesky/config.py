@@ -38,13 +38,15 @@ class _Section(BaseModel):
 class EpicsSettings(_Section):
     """Process variables and the ports on which they are found."""
 
-    prefix: str = Field("PTY:", description="Prefix of the beamline's process variables.")
-    control_layer: Literal["caproto", "pyepics"] = Field("caproto", description="ophyd's Channel Access client.")
-    ca_server_port: int = Field(5064, ge=1, le=65535)
-    ca_repeater_port: int = Field(5065, ge=1, le=65535)
-    pva_server_port: int = Field(5075, ge=1, le=65535)
-    pva_broadcast_port: int = Field(5076, ge=1, le=65535)
-    loopback: bool = Field(True, description="Search and serve on this machine only.")
+    prefix: str = Field(default="PTY:", description="Prefix of the beamline's process variables.")
+    control_layer: Literal["caproto", "pyepics"] = Field(
+        default="caproto", description="ophyd's Channel Access client."
+    )
+    ca_server_port: int = Field(default=5064, ge=1, le=65535)
+    ca_repeater_port: int = Field(default=5065, ge=1, le=65535)
+    pva_server_port: int = Field(default=5075, ge=1, le=65535)
+    pva_broadcast_port: int = Field(default=5076, ge=1, le=65535)
+    loopback: bool = Field(default=True, description="Search and serve on this machine only.")
 
     def environment(self) -> dict[str, str]:
         """Environment variables for clients and servers; set them before importing ophyd, caproto or pvaccess."""
@@ -83,28 +85,28 @@ class TiledSettings(_Section):
     """The Tiled server and where things lie in it."""
 
     uri: str = "http://127.0.0.1:8000"
-    api_key: SecretStr = Field(SecretStr("ptychosecret"), description="Alphanumeric.")
+    api_key: SecretStr = Field(default=SecretStr("ptychosecret"), description="Alphanumeric.")
     raw: str = "raw"
     results: str = "results"
     labels: str = "labels"
     models: str = "models"
     decisions: str = "decisions"
-    timeout_s: float = Field(20.0, gt=0)
+    timeout_s: float = Field(default=20.0, gt=0)
 
 
 class ZmqSettings(_Section):
     """Addresses of the document proxy (msgpack, never pickle)."""
 
-    publish: str = Field("127.0.0.1:5577", description="Where sessions publish documents to.")
-    subscribe: str = Field("127.0.0.1:5578", description="Where edges subscribe to.")
+    publish: str = Field(default="127.0.0.1:5577", description="Where sessions publish documents to.")
+    subscribe: str = Field(default="127.0.0.1:5578", description="Where edges subscribe to.")
 
 
 class GeometrySettings(_Section):
     """Geometry of the measurement; unset values are taken from the beamline or the file, never invented."""
 
-    energy_eV: float | None = Field(None, gt=0)
-    distance_m: float | None = Field(None, gt=0)
-    detector_pixel_m: float | None = Field(None, gt=0)
+    energy_eV: float | None = Field(default=None, gt=0)
+    distance_m: float | None = Field(default=None, gt=0)
+    detector_pixel_m: float | None = Field(default=None, gt=0)
     orientation: str = "identity"
 
     def geometry(self, num_px: int) -> Geometry | None:
@@ -117,25 +119,33 @@ class GeometrySettings(_Section):
 class EdgeSettings(_Section):
     """The inference consumer."""
 
-    prefix: str = Field("PTY:edge1:", description="Prefix of the process variables that the edge serves.")
+    prefix: str = Field(default="PTY:edge1:", description="Prefix of the process variables that the edge serves.")
     engine: Literal["auto", "torch", "onnxruntime"] = "auto"
-    num_threads: int = Field(2, ge=1)
-    batch_size: int = Field(8, ge=1)
-    deadline_s: float = Field(0.02, gt=0, description="A batch leaves at the latest this long after its first frame.")
-    queue_frames: int = Field(20_000, ge=1, description="Bound of the frame queue; what does not fit is counted.")
-    display_period_s: float = Field(0.2, gt=0, description="Period of mosaics on pvAccess and in the live plot.")
-    tiled_period_s: float = Field(1.0, ge=0.5, description="Period of mosaics into Tiled while a scan runs.")
-    backfill: bool = Field(True, description="Read back from the file what the stream missed.")
-    catch_up_runs: int = Field(20, ge=0, description="Completed runs without a mosaic that are replayed at start.")
+    num_threads: int = Field(default=2, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    deadline_s: float = Field(
+        default=0.02, gt=0, description="A batch leaves at the latest this long after its first frame."
+    )
+    queue_frames: int = Field(
+        default=20_000, ge=1, description="Bound of the frame queue; what does not fit is counted."
+    )
+    display_period_s: float = Field(
+        default=0.2, gt=0, description="Period of mosaics on pvAccess and in the live plot."
+    )
+    tiled_period_s: float = Field(default=1.0, ge=0.5, description="Period of mosaics into Tiled while a scan runs.")
+    backfill: bool = Field(default=True, description="Read back from the file what the stream missed.")
+    catch_up_runs: int = Field(
+        default=20, ge=0, description="Completed runs without a mosaic that are replayed at start."
+    )
 
 
 class ReconstructSettings(_Section):
     """Iterative reconstruction of finished runs."""
 
     engine: Literal["epie"] = "epie"
-    iterations: int = Field(60, ge=1)
-    batch_size: int = Field(32, ge=1)
-    probe_modes: int = Field(1, ge=1)
+    iterations: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    probe_modes: int = Field(default=1, ge=1)
     seed: int = 0
 
 
@@ -144,20 +154,20 @@ class TrainSettings(_Section):
 
     architecture: str = "ptychonn2"
     recipe: Literal["default", "published"] = "default"
-    frames_per_scan: int = Field(24_000, ge=1, description="Budget: frame-updates spent for each new scan.")
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    frames_per_scan: int = Field(default=24_000, ge=1, description="Budget: frame-updates spent for each new scan.")
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
     seed: int = 0
-    num_threads: int = Field(2, ge=1)
+    num_threads: int = Field(default=2, ge=1)
 
 
 class WorkerSettings(_Section):
     """The HPC side."""
 
     executor: Literal["processes", "inline"] = "processes"
-    max_workers: int = Field(1, ge=1)
-    retries: int = Field(3, ge=0)
-    catch_up_period_s: float = Field(30.0, gt=0)
+    max_workers: int = Field(default=1, ge=1)
+    retries: int = Field(default=3, ge=0)
+    catch_up_period_s: float = Field(default=30.0, gt=0)
 
 
 class Settings(BaseSettings):
@@ -167,7 +177,9 @@ class Settings(BaseSettings):
         env_prefix="PTYCHO_BLUESKY_", env_nested_delimiter="__", extra="forbid", validate_assignment=True
     )
 
-    data_dir: Path = Field(Path("ptycho_data"), description="Raw files, journals, spools, models of this installation.")
+    data_dir: Path = Field(
+        default=Path("ptycho_data"), description="Raw files, journals, spools, models of this installation."
+    )
     epics: EpicsSettings = EpicsSettings()
     tiled: TiledSettings = TiledSettings()
     zmq: ZmqSettings = ZmqSettings()
