@@ -24,6 +24,7 @@ __all__ = [
     "FrameState",
     "InferredBatch",
     "LabelSet",
+    "Measurement",
     "ModelRecord",
     "ModelStage",
     "Mosaic",
@@ -158,6 +159,54 @@ class FrameBatch:
             raise InputError("batches of different runs", "a batch belongs to one run")
         columns = ("frame_index", "unique_id", "image", "position_m", "position_source", "timestamp_s", "i0", "origin")
         return replace(first, **{name: np.concatenate([getattr(b, name) for b in batches]) for name in columns})
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One finished scan as read from a file or a run: what engines, labels and offline inference start from.
+
+    Attributes
+    ----------
+    image : array-like, shape (n, H, W)
+        Canonical frames in counts, zero frequency at ``[H//2, W//2]``; an ndarray or an array read on demand.
+    position_m : ndarray of float64, shape (n, 2)
+        (y, x); in object pixels when ``geometry`` and ``pixel_size_m`` are unknown.
+    frame_index, unique_id : ndarray of int64, shape (n,)
+    timestamp_s, i0 : ndarray of float64, shape (n,)
+        NaN where unknown.
+    geometry : Geometry or None
+    pixel_size_m : float or None
+        Pixel at the sample: from the geometry, or stated; None when unknown (positions are then in object pixels).
+    probe : ndarray of complex64, shape (modes, N, N), or None
+        Starting probe, if the source has one.
+    run_uid : str
+        Uid of the run, or the file's name.
+    mask : ndarray of bool, shape (H, W), or None
+        True where a pixel can be trusted.
+    metadata : dict
+        What else the source says (e.g. where a cut file was cut).
+    """
+
+    image: Any
+    position_m: NDArray[np.float64]
+    frame_index: NDArray[np.int64]
+    unique_id: NDArray[np.int64]
+    timestamp_s: NDArray[np.float64]
+    i0: NDArray[np.float64]
+    geometry: Geometry | None
+    pixel_size_m: float | None
+    probe: NDArray[Any] | None = None
+    run_uid: str = ""
+    mask: NDArray[np.bool_] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
+    @property
+    def step_px_m(self) -> float:
+        """Pixel of the object in the unit of ``position_m``: metres, or 1.0 when the geometry is unknown."""
+        return 1.0 if self.pixel_size_m is None else self.pixel_size_m
 
 
 @dataclass(frozen=True)
@@ -355,8 +404,8 @@ class ModelRecord:
     geometry : dict or None
     regime : dict
         Regime (geometry and probe) that the model is for.
-    created_s : float
-        Seconds since the epoch.
+    created_s, promoted_s : float
+        Seconds since the epoch; ``promoted_s`` is 0 until promotion.
     provenance : dict
         Software versions.
     """
@@ -375,6 +424,7 @@ class ModelRecord:
     geometry: Mapping[str, Any] | None
     regime: Mapping[str, Any]
     created_s: float
+    promoted_s: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The command line, ``ptycho-bluesky``; modules here import nothing heavy before their command runs."""

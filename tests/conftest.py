@@ -1,0 +1,62 @@
+"""Free ports for every server of the test session, set before anything imports an EPICS client."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from ptycho_bluesky.config import EpicsSettings
+
+
+def find_free_ports(count: int) -> list[int]:
+    """Ports that are free for TCP and UDP on loopback."""
+    ports: list[int] = []
+    while len(ports) < count:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        ):
+            tcp.bind(("127.0.0.1", 0))
+            port = tcp.getsockname()[1]
+            try:
+                udp.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            if port not in ports:
+                ports.append(port)
+    return ports
+
+
+_ca, _repeater, _pva, _broadcast = find_free_ports(4)
+EPICS = EpicsSettings(
+    prefix=f"T{os.getpid()}:",
+    ca_server_port=_ca,
+    ca_repeater_port=_repeater,
+    pva_server_port=_pva,
+    pva_broadcast_port=_broadcast,
+)
+EPICS.apply()
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def epics_settings() -> EpicsSettings:
+    """Ports and prefix of this test session; child processes inherit the environment."""
+    return EPICS
+
+
+@pytest.fixture
+def free_ports():
+    return find_free_ports
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real measured data; the test skips where it is not at hand."""
+    folder = Path(os.environ.get("PTYCHO_BLUESKY_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+    if not (folder / "siemens-star-small.npz.bz2").exists():
+        pytest.skip(f"real data not found in {folder}; name their folder in PTYCHO_BLUESKY_TEST_DATA")
+    return folder
