@@ -1,0 +1,128 @@
+"""The layout of every measured report: rows with unit, direction, baseline and target, beside hardware and versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+__all__ = ["Row", "hardware", "table", "versions", "write_report"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured figure.
+
+    Attributes
+    ----------
+    metric, unit : str
+        Name and unit, "1" for a pure number.
+    better : str
+        ``higher`` or ``lower``.
+    ours : float
+        The figure.
+    baseline : float or None
+        What ``baseline_name`` scored in the same run.
+    baseline_name : str
+        Who or what the baseline is.
+    target : float or None
+        What was asked.
+    """
+
+    metric: str
+    unit: str
+    better: Literal["higher", "lower"]
+    ours: float
+    baseline: float | None = None
+    baseline_name: str = ""
+    target: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better than the baseline; above 1 always means that ours is better."""
+        if self.baseline is None:
+            return None
+        over, under = (self.ours, self.baseline) if self.better == "higher" else (self.baseline, self.ours)
+        return over / under if under else None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the target is met, from ``target`` and ``better`` alone; None without a target."""
+        if self.target is None:
+            return None
+        return self.ours >= self.target if self.better == "higher" else self.ours <= self.target
+
+    def as_dict(self) -> dict[str, Any]:
+        """Row of the JSON report."""
+        return {**asdict(self), "ratio": self.ratio, "passed": self.passed}
+
+
+def hardware() -> dict[str, Any]:
+    """Name the processor, its vector flags, cores, load and GPU of this machine."""
+    name, flags = platform.processor(), ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        fields = dict(line.split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if ":" in line)
+        named = {key.strip(): value.strip() for key, value in fields.items()}
+        name, flags = named.get("model name", name), named.get("flags", "")
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "fma")
+    return {
+        "cpu": name,
+        "vector_flags": [flag for flag in wanted if flag in flags.split()],
+        "cores": os.cpu_count(),
+        "load_average": list(os.getloadavg()),
+        "gpu": _gpu_name(),
+        "system": platform.platform(),
+    }
+
+
+def _gpu_name() -> str | None:
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a figure may depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("ptycho_bluesky", "torch", "onnxruntime", "numpy", "scipy", "numba", "bluesky", "ophyd", "tiled",
+                 "bluesky-tiled-plugins", "caproto", "pvapy", "h5py"):  # fmt: skip
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_report(path: Path, name: str, rows: Iterable[Row], **extra: Any) -> None:
+    """Write ``{"name", "hardware", "versions", "rows", …}`` as JSON."""
+    content = {
+        "name": name,
+        "hardware": hardware(),
+        "versions": versions(),
+        "rows": [row.as_dict() for row in rows],
+        **extra,
+    }
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def table(rows: Iterable[Row], title: str = "") -> Table:
+    """Human table of the rows, for rich."""
+    out = Table(title=title)
+    for heading in ("metric", "unit", "ours", "baseline", "ratio", "target", "met"):
+        out.add_column(heading, justify="left" if heading in {"metric", "unit"} else "right")
+    for row in rows:
+        baseline = "" if row.baseline is None else f"{row.baseline:.4g} ({row.baseline_name})"
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}×"
+        sign = "≥" if row.better == "higher" else "≤"
+        target = "" if row.target is None else f"{sign} {row.target:.4g}"
+        met = {None: "", True: "yes", False: "no"}[row.passed]
+        out.add_row(row.metric, row.unit, f"{row.ours:.4g}", baseline, ratio, target, met)
+    return out
