@@ -1,0 +1,1 @@
+"""The whole loop on one machine: every process started, driven, measured and stopped."""
