@@ -1,6 +1,15 @@
 """Sphinx configuration."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _generate import generate
+
 from ptycho_bluesky import __version__
+
+generate()
 
 project = "ptycho_bluesky"
 author = "the ptycho_bluesky developers"
