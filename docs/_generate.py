@@ -14,9 +14,9 @@ import ptycho_bluesky.config as config
 from ptycho_bluesky.cli.main import COMMANDS, build_app
 
 HERE = Path(__file__).parent
-PACKAGES = ("records", "geometry", "metrics", "config", "errors", "preprocess", "simulation", "models",
-            "reconstruction", "stitching", "inference", "training", "io", "streaming", "workflow", "devices", "plans", "callbacks",
-            "session", "bench", "demo")  # fmt: skip
+PACKAGES = tuple(
+    ["records", "geometry", "metrics", "config", "errors", "preprocess", "simulation", "models", "reconstruction", "stitching", "inference", "training", "io", "streaming", "workflow", "devices", "plans", "callbacks", "session", "bench", "demo"]
+)
 
 
 def _type_name(annotation: object) -> str:
@@ -53,16 +53,16 @@ def settings_page() -> str:
 def commands_page() -> str:
     """Help of every subcommand."""
     app, runner = build_app(), CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
+
+    def section(level: str, *words: str) -> str:
+        text = runner.invoke(app, [*words, "--help"], prog_name="ptycho-bluesky").output.rstrip()
+        return f"{level} {' '.join(words)}\n\n```text\n{text}\n```\n"
+
     parts = ["# Commands\n\nEvery command ends with a code other than 0 when it fails, and with 2 for a bad input.\n"]
     for name in COMMANDS:
-        arguments = [name, "--help"]
-        text = runner.invoke(app, arguments, prog_name="ptycho-bluesky").output.rstrip()
-        parts.append(f"## {name}\n\n```text\n{text}\n```\n")
+        parts.append(section("##", name))
         command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-        for sub in sorted(getattr(command, "commands", {})):
-            parts.append(
-                f"### {name} {sub}\n\n```text\n{runner.invoke(app, [name, sub, '--help'], prog_name='ptycho-bluesky').output.rstrip()}\n```\n"
-            )
+        parts += [section("###", name, sub) for sub in sorted(getattr(command, "commands", {}))]
     return "\n".join(parts)
 
 
