@@ -14,8 +14,28 @@ import ptycho_bluesky.config as config
 from ptycho_bluesky.cli.main import COMMANDS, build_app
 
 HERE = Path(__file__).parent
-PACKAGES = tuple(
-    ["records", "geometry", "metrics", "config", "errors", "preprocess", "simulation", "models", "reconstruction", "stitching", "inference", "training", "io", "streaming", "workflow", "devices", "plans", "callbacks", "session", "bench", "demo"]
+PACKAGES = (
+    "records",
+    "geometry",
+    "metrics",
+    "config",
+    "errors",
+    "preprocess",
+    "simulation",
+    "models",
+    "reconstruction",
+    "stitching",
+    "inference",
+    "training",
+    "io",
+    "streaming",
+    "workflow",
+    "devices",
+    "plans",
+    "callbacks",
+    "session",
+    "bench",
+    "demo",
 )
 
 
