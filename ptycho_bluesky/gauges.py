@@ -43,7 +43,8 @@ class GaugeFit:
 
 
 def _centred(shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return (np.arange(shape[0]) - shape[0] // 2.0)[:, None], (np.arange(shape[1]) - shape[1] // 2.0)[None, :]
+    rows, cols = (np.arange(n, dtype=np.float64) - n // 2 for n in shape)
+    return rows[:, None], cols[None, :]
 
 
 def _ramp(shape: tuple[int, ...], slope: tuple[float, float]) -> NDArray[np.complex128]:
@@ -138,7 +139,7 @@ def _coarse_shift(
     """Whole-pixel shift of the wave with the highest correlation, means removed."""
     factor = np.sum(weight * target * np.conj(wave)) / np.sum(weight * np.abs(wave) ** 2)
     flat = [weight * (v - np.sum(weight * v) / weight.sum()) for v in (factor * wave, target)]
-    correlation = ifft2(fft2(flat[1]) * np.conj(fft2(flat[0]))).real
+    correlation = np.real(ifft2(fft2(flat[1]) * np.conj(fft2(flat[0]))))
     steps = [fftfreq(n, 1 / n) for n in wave.shape]
     near = (np.abs(steps[0]) <= limit)[:, None] & (np.abs(steps[1]) <= limit)[None, :]
     peak = np.unravel_index(np.argmax(np.where(near, correlation, -np.inf)), correlation.shape)

@@ -112,8 +112,11 @@ def _scored_mask(
         mask &= lit >= min_illumination * np.median(lit[mask])
     width = 2 * int(SSIM_TRUNCATE * sigma_px + 0.5) + 1
     # An erosion by a square is two by lines.
-    centres = scipy.ndimage.binary_erosion(mask, np.ones((width, 1), dtype=bool))
-    return mask, scipy.ndimage.binary_erosion(centres, np.ones((1, width), dtype=bool))
+    return mask, _eroded(_eroded(mask, (width, 1)), (1, width))
+
+
+def _eroded(mask: NDArray[np.bool_], structure: tuple[int, int]) -> NDArray[np.bool_]:
+    return np.asarray(scipy.ndimage.binary_erosion(mask, np.ones(structure, dtype=bool)), dtype=bool)
 
 
 def mosaic_ssim(
@@ -181,7 +184,7 @@ def mosaic_ssim(
     shift = _best_shift_px(zeroed, target, mask, max_shift_px) if max_shift_px else (0.0, 0.0)
     if shift != (0.0, 0.0):
         moved = _shift_phase(zeroed, mask, shift)
-        mask, centres = mask & moved[1], centres & scipy.ndimage.binary_erosion(centres & moved[1])
+        mask, centres = mask & moved[1], _eroded(centres & moved[1], (3, 3))
         zeroed = np.where(mask, moved[0], 0.0)
     # A phase that wraps in one image and not in the other is the same phase.
     zeroed = np.where(mask, target + wrap(zeroed - target), 0.0)
@@ -198,7 +201,7 @@ def mosaic_ssim(
         blurred,
         shift,
         int(centres.sum()),
-        float(wrap(np.float64(offset - mean_reference))),
+        float(wrap(np.asarray(offset - mean_reference))),
         data_range,
     )
 
@@ -252,7 +255,9 @@ def _shift_phase(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Shifted phase, by cubic splines on exp(iφ), and where it comes from inside the mask alone."""
     wave = np.exp(1j * np.where(mask, phase_rad, 0.0))
-    real, imag = (scipy.ndimage.shift(part, shift_px, order=3, mode="nearest") for part in (wave.real, wave.imag))
+    real, imag = (
+        scipy.ndimage.shift(part, shift_px, order=3, mode="nearest") for part in (np.real(wave), np.imag(wave))
+    )
     inside = scipy.ndimage.shift(mask.astype(np.float64), shift_px, order=1, mode="constant") > 0.999
     return np.arctan2(imag, real), inside
 
@@ -311,9 +316,9 @@ def fourier_ring_correlation(
     ring = np.rint(np.hypot(q[:, None], q[None, :]) * n).astype(np.int64).ravel()
 
     def sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(ring, values.ravel())[1 : n // 2 + 1]
+        return np.bincount(ring, values.ravel())[1 : n // 2 + 1].astype(np.float64)
 
-    cross = sums((spectra[0] * np.conj(spectra[1])).real)
+    cross = sums(np.real(spectra[0] * np.conj(spectra[1])))
     norm = np.sqrt(sums(np.abs(spectra[0]) ** 2) * sums(np.abs(spectra[1]) ** 2))
     frc = np.divide(cross, norm, out=np.zeros_like(cross), where=norm > 0)
     return np.arange(1, n // 2 + 1) / n, frc

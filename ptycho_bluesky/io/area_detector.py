@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry
+from ptycho_bluesky.io.hdf5 import dataset, float_attribute, open_file, read_string
 
 __all__ = [
     "BEAM",
@@ -150,31 +150,10 @@ def append_rows(
     datasets["unique_id"][start:stop] = unique_id
 
 
-def open_file(path: str | Path) -> h5py.File:
-    """Open a file that may still be written, or whose writer may have died.
-
-    Raises
-    ------
-    InputError
-        The file is missing or is no readable HDF5.
-    """
-    try:
-        return h5py.File(path, "r", libver="latest", swmr=True)
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error}", "it must be a readable HDF5 file", "check the path, and that its writer uses SWMR"
-        ) from error
-
-
 def _refreshed(file: h5py.File, path: str) -> h5py.Dataset:
-    try:
-        dataset = file[path]
-    except KeyError as error:
-        raise InputError(
-            f"{file.filename}: no dataset {path}", "the detector's file has it from its start", "check the file"
-        ) from error
-    dataset.refresh()
-    return dataset
+    found = dataset(file, path)
+    found.refresh()
+    return found
 
 
 def num_rows(file: h5py.File) -> int:
@@ -212,10 +191,10 @@ def read_rows(source: str | Path | h5py.File, start: int = 0, stop: int | None =
 def _read_rows(file: h5py.File, start: int, stop: int | None) -> dict[str, NDArray[Any]]:
     available = num_rows(file)
     rows = slice(min(max(start, 0), available), available if stop is None else max(0, min(stop, available)))
-    unique_id = file[UNIQUE_ID][rows].astype(np.int64)
-    column = {name: file[path][rows].astype(np.float64) for name, path in COLUMNS.items()}
+    unique_id = np.asarray(dataset(file, UNIQUE_ID)[rows], dtype=np.int64)
+    column = {name: np.asarray(dataset(file, path)[rows], dtype=np.float64) for name, path in COLUMNS.items()}
     content = {
-        "image": file[FRAMES][rows],
+        "image": dataset(file, FRAMES)[rows],
         "unique_id": unique_id,
         "timestamp_s": column["timestamp_s"],
         "position_m": np.stack([column["position_y_m"], column["position_x_m"]], axis=1),
@@ -230,15 +209,12 @@ def _read_rows(file: h5py.File, start: int, stop: int | None) -> dict[str, NDArr
 
 def read_geometry(file: h5py.File) -> Geometry | None:
     """Geometry that the file states, None when any part is missing."""
-    if DETECTOR not in file or BEAM not in file:
+    detector, beam = file.get(DETECTOR), file.get(BEAM)
+    if not isinstance(detector, h5py.Group) or not isinstance(beam, h5py.Group):
         return None
-    detector, beam = file[DETECTOR].attrs, file[BEAM].attrs
-    if "incident_energy" not in beam or not {"distance", "x_pixel_size"} <= set(detector):
+    energy_eV = float_attribute(beam, "incident_energy")
+    distance_m, pixel_m = float_attribute(detector, "distance"), float_attribute(detector, "x_pixel_size")
+    if energy_eV is None or distance_m is None or pixel_m is None:
         return None
-    return Geometry(
-        float(beam["incident_energy"]),
-        float(detector["distance"]),
-        float(detector["x_pixel_size"]),
-        int(file[FRAMES].shape[-1]),
-        str(detector.get("orientation", "identity")),
-    )
+    orientation = read_string(detector.attrs.get("orientation", "identity"))
+    return Geometry(energy_eV, distance_m, pixel_m, int(dataset(file, FRAMES).shape[-1]), orientation)

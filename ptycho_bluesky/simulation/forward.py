@@ -82,7 +82,7 @@ def iterate_diffraction(
             wave = ifft2(ramp * mode, overwrite=True)
             wave *= patch
             wave = fft2(wave, unitary=True, overwrite=True)
-            intensity += wave.real**2 + wave.imag**2
+            intensity += np.square(np.real(wave)) + np.square(np.imag(wave))
         yield rows, fftshift(intensity)
 
 

@@ -1,0 +1,74 @@
+"""Opening HDF5 files that may still be written, and typed access to what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ptycho_bluesky.errors import InputError
+
+__all__ = ["dataset", "float_attribute", "has_dataset", "open_file", "read_scalar", "read_string"]
+
+
+def open_file(path: str | Path) -> h5py.File:
+    """Open a file for reading that may still be written, or whose writer may have died.
+
+    Raises
+    ------
+    InputError
+        The file is missing or is no readable HDF5.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"file {path}", "it does not exist", "check the path")
+    try:
+        # After a writer was killed nothing but SWMR opens the file.
+        return h5py.File(path, "r", libver="latest", swmr=True)
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error}", "it must be a readable HDF5 file", "check it with h5dump, and that its writer uses SWMR"
+        ) from error
+
+
+def has_dataset(group: h5py.Group, path: str) -> bool:
+    """Whether a dataset of this name can be reached (a broken link cannot)."""
+    return isinstance(group.get(path), h5py.Dataset)
+
+
+def dataset(group: h5py.Group, path: str) -> h5py.Dataset:
+    """The dataset of this name.
+
+    Raises
+    ------
+    InputError
+        It is missing, or is something else.
+    """
+    found = group.get(path)
+    if not isinstance(found, h5py.Dataset):
+        raise InputError(f"{group.file.filename}: no dataset {path}", "the format has one there", "check the file")
+    return found
+
+
+def float_attribute(item: h5py.Group | h5py.Dataset, name: str) -> float | None:
+    """A number stored as an attribute, None where there is none."""
+    return _number(item.attrs[name]) if name in item.attrs else None
+
+
+def read_scalar(group: h5py.Group, path: str) -> float | None:
+    """A number stored as a dataset of one value (or of equal ones: the first), None where there is none."""
+    return _number(dataset(group, path)[()]) if has_dataset(group, path) else None
+
+
+def _number(value: Any) -> float | None:
+    flat = np.asarray(value).ravel()
+    if not flat.size or not np.issubdtype(flat.dtype, np.number):
+        return None
+    return float(flat[0])
+
+
+def read_string(value: Any) -> str:
+    """Text of an attribute or scalar dataset, whichever way HDF5 stored it."""
+    item = np.asarray(value).ravel()[0] if np.size(value) else ""
+    return item.decode() if isinstance(item, bytes) else str(item)
