@@ -33,7 +33,7 @@ from ptycho_bluesky.errors import InputError, StorageError, UnreachableError
 if TYPE_CHECKING:
     import uvicorn
 
-__all__ = ["ServerProcess", "server_config", "start_server", "serve", "web_address"]
+__all__ = ["ServerProcess", "serve", "server_config", "start_server", "web_address"]
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def serve(settings: Settings, readable: Sequence[Path] = (), ready: Callable[[],
 
 
 def _server_class() -> type[Any]:
-    """uvicorn's server, told to call back once it serves and to end quietly on a signal."""
+    """Uvicorn's server, told to call back once it serves and to end quietly on a signal."""
     import uvicorn
 
     class Server(uvicorn.Server):

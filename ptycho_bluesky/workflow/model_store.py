@@ -1,0 +1,145 @@
+"""The model registry in Tiled: one node a model, its content as bytes, its record as metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.records import ModelRecord, ModelStage
+from ptycho_bluesky.workflow.client import get_child, jsonable, put_array, reachable
+
+__all__ = ["TiledModelStore"]
+
+logger = logging.getLogger(__name__)
+
+
+class TiledModelStore:
+    """Models in a container of Tiled; implements `ptycho_bluesky.training.registry.ModelStore`.
+
+    Parameters
+    ----------
+    container : tiled Container
+        Holds one node a model, named by the hash of its content.
+    uri : str
+        Address of the server, for messages.
+
+    Notes
+    -----
+    ``stage_log`` in a node's metadata lists every change of stage with its reason and time. The serving model is the
+    one that was promoted last; taking its promotion back makes the one before it serve again. Subscribers of the
+    container hear of every change as an update of metadata.
+    """
+
+    def __init__(self, container: Any, uri: str) -> None:
+        self._container, self._uri = container, uri
+
+    def put(self, record: ModelRecord, content: bytes) -> None:
+        """Store a model; once more the same changes nothing.
+
+        Raises
+        ------
+        InputError
+            ``record.model_id`` is not the SHA-256 of the content.
+        UnreachableError
+            Tiled does not answer.
+        """
+        model_id = hashlib.sha256(content).hexdigest()
+        if record.model_id != model_id:
+            raise InputError(
+                f"model_id {record.model_id!r}", f"a model is named by the SHA-256 of its content, {model_id}"
+            )
+        with reachable(self._uri):
+            node = get_child(self._container, model_id)
+            if node is not None and self._read(node) == content:
+                return
+            metadata = record.as_dict() | {"stage_log": [_entry(record.stage, "registered")]}
+            if node is not None:
+                # A crash between node and content left it empty; the record stays as it is.
+                metadata = dict(node.metadata)
+            array = np.frombuffer(content, dtype=np.uint8)
+            put_array(self._container, model_id, array, metadata)
+
+    def get(self, model_id: str) -> tuple[ModelRecord, bytes]:
+        """Record and content of a model.
+
+        Raises
+        ------
+        InputError
+            There is no such model, or its content is damaged.
+        UnreachableError
+            Tiled does not answer.
+        """
+        with reachable(self._uri):
+            node = self._node(model_id)
+            content = self._read(node)
+        if hashlib.sha256(content).hexdigest() != node.item["id"]:
+            raise InputError(
+                f"model {model_id}", "its content does not have the hash that names it", "register it once more"
+            )
+        return ModelRecord.from_dict(node.metadata), content
+
+    def records(self) -> list[ModelRecord]:
+        """Every model's record, oldest first."""
+        return [ModelRecord.from_dict(metadata) for metadata in self.metadata().values()]
+
+    def metadata(self) -> dict[str, Mapping[str, Any]]:
+        """Metadata of every model by its id, oldest first, with the log of stages."""
+        with reachable(self._uri):
+            found = {key: node.metadata for key, node in self._container.items()}
+        return dict(sorted(found.items(), key=lambda item: item[1].get("created_s") or 0.0))
+
+    def set_stage(self, model_id: str, stage: ModelStage, reason: str) -> ModelRecord:
+        """Move a model to a stage; the reason goes into its log. Returns the new record.
+
+        Raises
+        ------
+        InputError
+            There is no such model.
+        UnreachableError
+            Tiled does not answer.
+        """
+        with reachable(self._uri):
+            node = self._node(model_id)
+            record = ModelRecord.from_dict(node.metadata)
+            entry = _entry(stage, reason)
+            promoted_s = entry["time_s"] if stage is ModelStage.PROMOTED else record.promoted_s
+            record = replace(record, stage=stage, promoted_s=promoted_s)
+            log = [*node.metadata.get("stage_log", []), entry]
+            node.replace_metadata(jsonable(record.as_dict() | {"stage_log": log}), drop_revision=True)
+        return record
+
+    def serving(self, regime: Mapping[str, Any] | None = None) -> ModelRecord | None:
+        """The model promoted last, among those of a regime if one is given; None before any was promoted."""
+        promoted = [record for record in self.records() if record.stage is ModelStage.PROMOTED]
+        if regime is not None:
+            wanted = jsonable(regime)
+            promoted = [record for record in promoted if jsonable(record.regime) == wanted]
+        return max(promoted, key=lambda record: record.promoted_s, default=None)
+
+    def _node(self, model_id: str) -> Any:
+        node = get_child(self._container, model_id)
+        if node is not None:
+            return node
+        matches = [key for key in self._container if key.startswith(model_id)] if len(model_id) >= 6 else []
+        if len(matches) != 1:
+            raise InputError(
+                f"model {model_id!r}",
+                "no model has this id" if not matches else "several ids begin so",
+                "see 'ptycho-bluesky models list'",
+            )
+        return get_child(self._container, matches[0])
+
+    @staticmethod
+    def _read(node: Any) -> bytes:
+        return np.asarray(node.read(), dtype=np.uint8).tobytes()
+
+
+def _entry(stage: ModelStage, reason: str) -> dict[str, Any]:
+    return {"stage": str(stage), "reason": reason, "time_s": time.time()}
