@@ -3,6 +3,7 @@
 from ptycho_bluesky.simulation.detector import DetectorModel
 from ptycho_bluesky.simulation.experiment import Experiment, FrameRenderer, RenderedScan, default_geometry
 from ptycho_bluesky.simulation.optics import ZonePlate, probe_diameter_m, zone_plate_probe
+from ptycho_bluesky.simulation.recorded import RecordedScan
 from ptycho_bluesky.simulation.sample_map import Area, SampleMap, demo_map
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "DetectorModel",
     "Experiment",
     "FrameRenderer",
+    "RecordedScan",
     "RenderedScan",
     "SampleMap",
     "ZonePlate",

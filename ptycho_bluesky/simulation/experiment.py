@@ -55,6 +55,11 @@ class FrameRenderer(Protocol):
         """(H, W) of a frame."""
         ...
 
+    @property
+    def dtype(self) -> str:
+        """NumPy name of the frames' type, e.g. ``uint16``."""
+        ...
+
     def render(
         self,
         position_m: ArrayLike,
@@ -129,6 +134,11 @@ class Experiment:
     def frame_shape(self) -> tuple[int, int]:
         """(H, W) of a frame."""
         return self.geometry.num_px, self.geometry.num_px
+
+    @property
+    def dtype(self) -> str:
+        """Type of the frames."""
+        return self.detector.dtype
 
     @cached_property
     def probe(self) -> NDArray[np.complex64]:
