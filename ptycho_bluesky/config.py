@@ -108,6 +108,9 @@ class GeometrySettings(_Section):
     distance_m: float | None = Field(default=None, gt=0)
     detector_pixel_m: float | None = Field(default=None, gt=0)
     orientation: str = "identity"
+    object_pixel_m: float | None = Field(
+        default=None, gt=0, description="Pixel at the sample, stated where the geometry is unknown."
+    )
 
     def geometry(self, num_px: int) -> Geometry | None:
         """Geometry of frames of ``num_px`` pixels, None when anything is unset."""
