@@ -40,6 +40,10 @@ class Display:
         self._started_s = time.monotonic()
         self._headline = ""
 
+    def set_steps(self, steps: int) -> None:
+        """State the number of steps, once it is known."""
+        self._progress.update(self._task, total=steps)
+
     def step(self, headline: str) -> None:
         """Begin the next step of the demo."""
         if self._headline:

@@ -20,7 +20,6 @@ RISE_TARGET = 0.9
 FINAL_TARGET = 0.6
 PEARSON_TARGET = 0.85
 PEARSON_MARGIN = 0.1
-LATENCY_HINT = "live"
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,6 @@ class ScanResult:
         Accounting at the edge.
     ssim : SsimResult or None
         Live mosaic against the truth; None where no model read the scan.
-    picture : path or None
-        PNG of the live mosaic.
     model_id : str
         Model that read it, "" for none.
     outcome, reason : str
@@ -59,7 +56,6 @@ class ScanResult:
     uid: str
     counts: FrameCounts
     ssim: SsimResult | None
-    picture: Path | None
     model_id: str = ""
     outcome: str = ""
     reason: str = ""
@@ -74,7 +70,6 @@ class FixedPoint:
     number: int
     model_id: str
     ssim: SsimResult
-    picture: Path | None = None
 
 
 @dataclass
