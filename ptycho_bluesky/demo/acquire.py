@@ -95,7 +95,6 @@ class Acquisition:
         )
         self.result.scans.append(scan)
         live = f"live SSIM {scan.ssim.ssim:.3f}" if scan.ssim else f"read by model {model_id[:8] or 'none yet'}"
-        self.display.note(
-            f"   {title}: {scan.counts.generated} frames, lost {scan.counts.lost}; {live}; {scan.outcome}: {scan.reason}"
-        )
+        frames = f"{scan.counts.generated} frames, lost {scan.counts.lost}"
+        self.display.note(f"   {title}: {frames}; {live}; {scan.outcome}: {scan.reason}")
         return scan, mosaic

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ptycho_bluesky.config import Settings, load_settings
 from ptycho_bluesky.demo.display import Display
@@ -143,8 +141,7 @@ class Facility:
 
     def edge_value(self, name: str) -> Any:
         """Value of one of the edge's process variables (``Model:Id``, ``State``, ``Counts:Missed``, …)."""
-        import pvaccess
-
+        pvaccess: Any = import_module("pvaccess")
         if name not in self._channels:
             channel = pvaccess.Channel(self.settings.edge.prefix + name, pvaccess.PVA)
             channel.setTimeout(2.0)
@@ -178,8 +175,7 @@ class Facility:
         return self._edge_value_or_none("State") == "ready"
 
     def _edge_value_or_none(self, name: str) -> Any:
-        import pvaccess
-
+        pvaccess: Any = import_module("pvaccess")
         try:
             return self.edge_value(name)
         except pvaccess.PvaException as error:
@@ -224,7 +220,3 @@ class Facility:
         from ptycho_bluesky.workflow.worker import read_stage
 
         return read_stage(self.settings, uid) or "waiting for the worker"
-
-    def truth_positions(self, uid: str) -> NDArray[np.float64]:
-        """Measured positions (n, 2) of a run, in m."""
-        return self.store.read_run(uid).position_m

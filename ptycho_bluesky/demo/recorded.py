@@ -84,7 +84,7 @@ class RecordedDemo:
         self.display.step("training area")
         train, _ = self._acquire(acquisition, self.split.train, "train", 1, "training area")
         store = facility.store
-        serving = store.model_store().serving()
+        serving = store.model_store.serving()
         if serving is None:
             raise InputError(
                 f"no model was promoted: {train.reason}", "the rest needs one", f"read the logs in {self.folder}"

@@ -131,13 +131,13 @@ class SimulatedDemo:
         from ptycho_bluesky.streaming.replay import replay_run
 
         facility = acquisition.facility
-        serving = facility.store.model_store().serving()
+        serving = facility.store.model_store.serving()
         if serving is None:
             return
         with acquisition.timing("swap"):
             facility.wait_model(serving.model_id)
         with acquisition.timing("replay_reserved"):
-            _, content = facility.store.model_store().get(serving.model_id)
+            _, content = facility.store.model_store.get(serving.model_id)
             mosaic, _ = replay_run(fixed_run, content, settings=facility.settings.edge)
         point = FixedPoint(scan.number, serving.model_id, self.reference.score(mosaic))
         self.result.fixed.append(point)
