@@ -1,0 +1,229 @@
+"""Step scans: move, expose, read; the documents of a fly scan beside an event a point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bluesky import plan_stubs as bps
+from bluesky import preprocessors as bpp
+from bluesky.protocols import Readable
+from bluesky.utils import MsgGenerator
+from numpy.typing import ArrayLike
+
+from ptycho_bluesky.devices import Acquisition, PtychoDetector, SampleStage, Shutter, connect
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.plans.points import ScanPoints, listed_points, spiral_points
+from ptycho_bluesky.plans.start import start_metadata
+from ptycho_bluesky.plans.stubs import PauseGuard, attempt, emit, end_segment, register, set_shutter, unwrap_failure
+
+__all__ = ["spiral_ptycho", "step_ptycho"]
+
+
+def spiral_ptycho(
+    detector: PtychoDetector,
+    stage: SampleStage,
+    *,
+    num_points: int | None = None,
+    extent_m: float | tuple[float, float] | None = None,
+    step_m: float | None = None,
+    overlap: float | None = None,
+    beam_m: float | None = None,
+    centre_m: tuple[float, float] = (0.0, 0.0),
+    exposure_s: float = 0.1,
+    shutter: Shutter | None = None,
+    baseline: Sequence[Readable] = (),
+    purpose: str = "train",
+    object_pixel_m: float | None = None,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """Step through a spiral.
+
+    Parameters
+    ----------
+    detector : PtychoDetector
+    stage : SampleStage
+    num_points, extent_m, step_m, overlap, beam_m, centre_m
+        See `ptycho_bluesky.plans.points.spiral_points`; metres.
+    exposure_s : float
+        Exposure of each frame.
+    shutter : Shutter, optional
+        Open only while frames are taken.
+    baseline : sequence of Readable
+        Read before and after (a session adds its own).
+    purpose : str
+        ``train``; ``reserved`` or ``test`` for runs that never train.
+    object_pixel_m : float, optional
+        Nominal pixel at the sample where the geometry is unknown.
+    md : mapping, optional
+        Added to the start document.
+
+    Returns
+    -------
+    str
+        Uid of the run.
+
+    Raises
+    ------
+    InputError, UnreachableError, StorageError
+        As `ptycho_bluesky.plans.fly_spiral_ptycho`, before anything moves.
+    HardwareError
+        The detector failed, or a frame did not reach the file; the hardware is safe and the run readable.
+
+    Notes
+    -----
+    A pause waits for the exposure under way, so that every row of the file belongs to one event. A driver that resets
+    its counter at each exposure begins a new segment at each; its ``segments`` event then follows the exposure.
+
+    Examples
+    --------
+    >>> RE(spiral_ptycho(detector, stage, num_points=50, step_m=100e-9, shutter=shutter))  # doctest: +SKIP
+    """
+    points = spiral_points(
+        num_points=num_points, extent_m=extent_m, step_m=step_m, overlap=overlap, beam_m=beam_m, centre_m=centre_m
+    )
+    return (
+        yield from _step(
+            "spiral_ptycho",
+            detector,
+            stage,
+            points,
+            exposure_s=exposure_s,
+            shutter=shutter,
+            baseline=baseline,
+            purpose=purpose,
+            object_pixel_m=object_pixel_m,
+            md=md,
+        )
+    )
+
+
+def step_ptycho(
+    detector: PtychoDetector,
+    stage: SampleStage,
+    *,
+    position_m: ArrayLike,
+    pattern: str = "list",
+    beam_m: float | None = None,
+    exposure_s: float = 0.1,
+    shutter: Shutter | None = None,
+    baseline: Sequence[Readable] = (),
+    purpose: str = "train",
+    object_pixel_m: float | None = None,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """Step through given points.
+
+    Parameters
+    ----------
+    detector, stage, exposure_s, shutter, baseline, purpose, object_pixel_m, md
+        As in `spiral_ptycho`.
+    position_m : array-like, shape (n, 2)
+        (y, x) of each frame, in m.
+    pattern : str
+        Name of the pattern in the start document.
+    beam_m : float, optional
+        Diameter of the beam, for the start document.
+
+    Returns
+    -------
+    str
+        Uid of the run.
+    """
+    return (
+        yield from _step(
+            "step_ptycho",
+            detector,
+            stage,
+            listed_points(position_m, pattern=pattern, beam_m=beam_m),
+            exposure_s=exposure_s,
+            shutter=shutter,
+            baseline=baseline,
+            purpose=purpose,
+            object_pixel_m=object_pixel_m,
+            md=md,
+        )
+    )
+
+
+def _step(
+    plan_name: str,
+    detector: PtychoDetector,
+    stage: SampleStage,
+    points: ScanPoints,
+    *,
+    exposure_s: float,
+    shutter: Shutter | None,
+    baseline: Sequence[Readable],
+    purpose: str,
+    object_pixel_m: float | None,
+    md: Mapping[str, Any] | None,
+) -> MsgGenerator[str]:
+    if not exposure_s > 0:
+        raise InputError(f"exposure_s = {exposure_s}", "it must be positive")
+    connect(detector, stage, *([] if shutter is None else [shutter]))
+    stage.check_positions(points.position_m)
+    metadata = start_metadata(
+        plan_name,
+        {**points.metadata, "exposure_s": exposure_s, "purpose": purpose},
+        detector,
+        stage,
+        points,
+        exposure_s=exposure_s,
+        period_s=None,
+        purpose=purpose,
+        object_pixel_m=object_pixel_m,
+        dimensions=[[[stage.y.name, stage.x.name], "primary"]],
+        md=md,
+    )
+    acquisition = Acquisition(len(points), exposure_s, exposure_s, external=False)
+    guard = PauseGuard(detector.finish_exposure, shutter, reopen=True)
+
+    @bpp.run_decorator(md=metadata)
+    def run() -> MsgGenerator[None]:
+        detector.planned.put(planned_y_m=points.position_m[:, 0], planned_x_m=points.position_m[:, 1])
+        yield from emit(detector.planned)
+        yield from bpp.finalize_wrapper(_expose_all(detector, stage, points, shutter, guard), clean_up)
+
+    def clean_up() -> MsgGenerator[None]:
+        guard.replay_allowed = False
+        yield from attempt(bps.sleep(0), "")  # a status that failed meanwhile strikes here, not in a step below
+        yield from attempt(set_shutter(shutter, "closed"), "closing the shutter")
+        yield from attempt(end_segment(detector, bps.null), "ending the segment")
+        yield from attempt(bps.trigger(detector.closing, wait=True), "closing the file")
+
+    def scan() -> MsgGenerator[Any]:
+        yield from register(guard)
+        yield from bps.checkpoint()
+        yield from bps.prepare(detector, acquisition, wait=True)
+        return (yield from bpp.baseline_wrapper(run(), list(baseline)) if baseline else run())
+
+    staged = [detector] if shutter is None else [detector, shutter]
+    return (yield from unwrap_failure(bpp.stage_wrapper(scan(), staged)))
+
+
+def _expose_all(
+    detector: PtychoDetector, stage: SampleStage, points: ScanPoints, shutter: Shutter | None, guard: PauseGuard
+) -> MsgGenerator[None]:
+    motor_y, motor_x = stage.axes
+    yield from bps.checkpoint()
+    yield from bps.trigger(detector.segment, wait=True)
+    yield from emit(detector.segment)
+    yield from bps.checkpoint()
+    yield from set_shutter(shutter, "open")
+    for position in points.position_m:
+        yield from bps.checkpoint()
+        guard.replay_allowed = True
+        y, x = stage.to_motor(position)
+        yield from bps.mv(motor_y, y, motor_x, x)
+        # Once exposed, a frame has its row in the file: the point must not be repeated on resume.
+        guard.replay_allowed = False
+        status = yield from bps.trigger(detector, wait=True)
+        if status is not None and detector.counter_was_reset:
+            detector.split_segment()
+            yield from emit(detector.segment_end)
+            yield from emit(detector.segment)
+        yield from bps.create(name="primary")
+        for device in (detector, motor_y, motor_x):
+            yield from bps.read(device)
+        yield from bps.save()
