@@ -90,7 +90,7 @@ def _modules(package: str) -> list[str]:
     root = HERE.parent / "ptycho_bluesky" / package
     if root.is_dir():
         names = sorted(path.stem for path in root.glob("*.py") if path.stem != "__init__")
-        return [f"ptycho_bluesky.{package}", *(f"ptycho_bluesky.{package}.{name}" for name in names)]
+        return [f"ptycho_bluesky.{package}.{name}" for name in names]
     return [f"ptycho_bluesky.{package}"] if root.with_suffix(".py").exists() else []
 
 

@@ -1,5 +1,6 @@
 """Sphinx configuration."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -32,3 +33,18 @@ html_theme = "furo"
 html_title = "ptycho_bluesky"
 exclude_patterns = ["_build"]
 nitpicky = False
+
+
+def _plain_bars(app, what, name, obj, options, lines):
+    """Docstrings write |x| for magnitudes, which reStructuredText would take for substitutions."""
+    lines[:] = [re.sub(r"(?<!\\)\|", r"\\|", line) for line in lines]
+    if what == "module":
+        # A section title in a module's docstring would become a target of the page, once for every module.
+        for i in range(len(lines) - 1):
+            if lines[i] and set(lines[i + 1]) == {"-"}:
+                lines[i : i + 2] = [f"**{lines[i]}**", ""]
+
+
+def setup(app):
+    """Register the hook before numpydoc's."""
+    app.connect("autodoc-process-docstring", _plain_bars, priority=100)
