@@ -1,1 +1,20 @@
 """Readers and writers of files, one module a format."""
+
+from ptycho_bluesky.io.measurement import read_measurement, validate_measurement
+from ptycho_bluesky.io.products import (
+    InferenceWriter,
+    StoredInference,
+    read_inference,
+    read_reconstruction,
+    write_reconstruction,
+)
+
+__all__ = [
+    "InferenceWriter",
+    "StoredInference",
+    "read_inference",
+    "read_measurement",
+    "read_reconstruction",
+    "validate_measurement",
+    "write_reconstruction",
+]

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin  # noqa: F401  (registers the compression filters of detectors)
 import numpy as np
 
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["dataset", "float_attribute", "has_dataset", "open_file", "read_scalar", "read_string"]
+__all__ = ["dataset", "float_attribute", "has_dataset", "is_unclosed", "open_file", "read_scalar", "read_string"]
 
 
 def open_file(path: str | Path) -> h5py.File:
@@ -30,6 +31,15 @@ def open_file(path: str | Path) -> h5py.File:
         raise InputError(
             f"{path}: {error}", "it must be a readable HDF5 file", "check it with h5dump, and that its writer uses SWMR"
         ) from error
+
+
+def is_unclosed(path: str | Path) -> bool:
+    """Whether a readable HDF5 file was left open by its writer: it grows, or its writer died."""
+    try:
+        with h5py.File(path, "r"):
+            return False
+    except OSError:
+        return True
 
 
 def has_dataset(group: h5py.Group, path: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry
@@ -33,8 +33,8 @@ class RecordedScan:
 
     Notes
     -----
-    Asked for a position, it shows the frame that was recorded nearest to it, and says where that was. The exposure is the
-    recorded one whatever is asked; an attenuator thins the counts binomially, as it would have.
+    Asked for a position, it shows the frame that was recorded nearest to it, and says where that was. The exposure is
+    the recorded one whatever is asked; an attenuator thins the counts binomially, as it would have.
     """
 
     def __init__(self, measurement: Measurement, nominal_pixel_m: float = DEFAULT_NOMINAL_PIXEL_M) -> None:
@@ -50,7 +50,7 @@ class RecordedScan:
         """Where the frames were recorded (n, 2), in recorded order; nominal when the pixel is unknown."""
         if not np.isfinite(self.planned_position_m).all():
             raise InputError("recorded positions that are not finite", "each frame is played where it was recorded")
-        self._tree = cKDTree(self.planned_position_m)
+        self._tree = KDTree(self.planned_position_m)
 
     def __len__(self) -> int:
         return len(self._measurement)

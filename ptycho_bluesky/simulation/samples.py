@@ -118,7 +118,7 @@ def _signed_distance_px(
         return np.abs(np.hypot(along, across) - (half - width / 2)) - width / 2
     if kind == "triangle":
         normals = np.deg2rad([90.0, 210.0, 330.0])
-        return np.max([np.cos(n) * along + np.sin(n) * across for n in normals], axis=0) - half / 2
+        return np.stack([np.cos(n) * along + np.sin(n) * across for n in normals]).max(axis=0) - half / 2
     width = max(0.15 * size, 0.5 * smallest)
     return np.hypot(along - np.clip(along, -half, half), across) - width / 2
 
@@ -193,8 +193,8 @@ def siemens_star(
     radius = np.hypot(y, x)
     spokes = np.sin(num_spokes * np.arctan2(y, x)) * radius / num_spokes
     gap_px = 0.03 * outer
-    gaps = np.min([np.abs(radius - part * outer) for part in (0.25, 0.5, 0.75)], axis=0) - gap_px / 2
-    inside = np.minimum.reduce([spokes, outer - radius, radius - inner_px, gaps])
+    to_gap = np.stack([np.abs(radius - part * outer) for part in (0.25, 0.5, 0.75)]).min(axis=0)
+    inside = np.stack([spokes, outer - radius, radius - inner_px, to_gap - gap_px / 2]).min(axis=0)
     return np.clip(0.5 + inside, 0.0, 1.0).astype(np.float32)
 
 
