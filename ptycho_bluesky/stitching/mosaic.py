@@ -184,7 +184,7 @@ class MosaicBuilder:
         """Canvas positions (n, 2) of the patches' corners, and which of them lie on the canvas."""
         position_m = np.asarray(position_m, dtype=np.float64).reshape(-1, 2)
         half = np.array([size // 2 for size in self.patch_shape], dtype=np.float64)
-        finite = np.isfinite(position_m).all(axis=1)
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(position_m).all(axis=1))
         # rounded, so that a patch is found again where it was placed after the canvas's origin has moved
         corner = np.round(self.frame.to_px(np.where(finite[:, None], position_m, 0.0)) - half, 6)
         inside = finite & self._inside(corner)
@@ -197,7 +197,7 @@ class MosaicBuilder:
     def _inside(self, corner: NDArray[np.float64]) -> NDArray[np.bool_]:
         # one pixel more than the patch: the bilinear spread reaches it
         limit = np.array(self.frame.shape) - np.array(self.patch_shape) - 1
-        return ((corner >= 0) & (corner < limit)).all(axis=1)
+        return np.asarray(((corner >= 0) & (corner < limit)).all(axis=1))
 
     def _grow(self, position_m: NDArray[np.float64]) -> None:
         """Enlarge the canvas so that a patch at the position fits; nothing happens where it would be too large."""

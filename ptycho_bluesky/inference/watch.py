@@ -1,0 +1,127 @@
+"""Following a model store: fetch, verify, warm up and swap in what it serves, and never anything that does not fit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.inference.engine import LoadedModel
+from ptycho_bluesky.inference.slot import ModelSlot
+from ptycho_bluesky.records import ModelRecord
+
+__all__ = ["ModelSource", "ModelWatcher"]
+
+logger = logging.getLogger(__name__)
+
+
+class ModelSource(Protocol):
+    """The part of a model store that a consumer needs."""
+
+    def serving(self) -> ModelRecord | None:
+        """Record of the model that should serve, None when there is none yet."""
+        ...
+
+    def get(self, model_id: str) -> tuple[ModelRecord, bytes]:
+        """Record and file of a model."""
+        ...
+
+
+class ModelWatcher:
+    """Keeps a slot at the model that a store serves.
+
+    Parameters
+    ----------
+    source : ModelSource
+        A local directory, or Tiled.
+    slot : ModelSlot
+    load : callable
+        ``load(content, model_id)`` gives a `LoadedModel`: it verifies the hash and warms the engine up.
+    accept : callable, optional
+        ``accept(model)`` raises `InputError` for a model of another geometry than is being measured.
+    period_s : float
+        How often the store is asked; `wake` asks at once (a websocket's notice).
+
+    Notes
+    -----
+    The work is done in a thread of its own; the slot's reader is never held up. A model that is refused is not fetched
+    again until `forget_refusals`. A store that does not answer is logged once and asked again.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        slot: ModelSlot,
+        load: Callable[[bytes, str], LoadedModel],
+        accept: Callable[[LoadedModel], None] | None = None,
+        period_s: float = 2.0,
+    ) -> None:
+        self._source, self._slot, self._load, self._accept = source, slot, load, accept
+        self._period_s = period_s
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._away = False
+        self.refused: dict[str, str] = {}
+        """Models that were refused, with the reason."""
+
+    def start(self) -> None:
+        """Start following."""
+        self._thread = threading.Thread(target=self._run, name="model-watcher", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Ask the store now."""
+        self._wake.set()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Stop following."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def forget_refusals(self) -> None:
+        """Look at refused models again, because the measurement has changed."""
+        self.refused.clear()
+        self._wake.set()
+
+    def check(self) -> bool:
+        """Ask the store once; True when the slot's model was exchanged.
+
+        Raises
+        ------
+        InputError
+            The model is damaged, does not run, or is of another geometry; it is remembered as refused.
+        """
+        record = self._source.serving()
+        if record is None or record.model_id == self._slot.model_id or record.model_id in self.refused:
+            return False
+        model_id = record.model_id
+        try:
+            _, content = self._source.get(model_id)
+            model = self._load(content, model_id)
+            if self._accept is not None:
+                self._accept(model)
+        except InputError as error:
+            self.refused[model_id] = str(error)
+            raise
+        self._slot.swap(model)
+        return True
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.check()
+                if self._away:
+                    logger.info("the model store answers again")
+                self._away = False
+            except InputError as error:
+                logger.error("the serving model is not taken: %s", error)
+            except Exception as error:  # noqa: BLE001 - the store may fail in any way; the slot keeps its model
+                if not self._away:
+                    logger.warning("the model store does not answer (%s); the model in use stays", error)
+                self._away = True
+            self._wake.wait(self._period_s)
+            self._wake.clear()

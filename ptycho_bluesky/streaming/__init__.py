@@ -1,0 +1,1 @@
+"""Frames on their way: sources, join and accounting, batches, sinks, replay."""

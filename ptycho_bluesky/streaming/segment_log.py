@@ -1,0 +1,148 @@
+"""The rows of one segment in the ledger: one row a frame, as columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_bluesky.records import FrameOrigin, FrameState, PositionSource, Segment
+
+__all__ = ["SegmentLog"]
+
+SAME_TIME_S = 1e-5
+"""Two time stamps that agree to this are the same: a double holds seconds since 1970 to 0.2 µs."""
+NEIGHBOURS = 256
+"""How far `SegmentLog.in_order` looks for a received neighbour."""
+
+_COLUMNS: dict[str, tuple[Any, Any]] = {
+    "received": (np.bool_, False),
+    "state": (np.uint8, FrameState.MISSED),
+    "times": (np.uint16, 0),
+    "origin": (np.uint8, FrameOrigin.STREAM),
+    "timestamp_s": (np.float64, np.nan),
+    "position_source": (np.uint8, PositionSource.NONE),
+    "model": (np.int32, -1),
+    "late": (np.bool_, False),
+    "residual": (np.float32, np.nan),
+}
+
+
+class SegmentLog:
+    """State of each frame of a segment, by its offset from the segment's first unique id.
+
+    Parameters
+    ----------
+    segment : Segment
+    time_s : float
+        Time of the segment's document.
+    """
+
+    received: NDArray[np.bool_]
+    state: NDArray[np.uint8]
+    times: NDArray[np.uint16]
+    origin: NDArray[np.uint8]
+    timestamp_s: NDArray[np.float64]
+    position_source: NDArray[np.uint8]
+    model: NDArray[np.int32]
+    late: NDArray[np.bool_]
+    residual: NDArray[np.float32]
+
+    def __init__(self, segment: Segment, time_s: float = np.nan) -> None:
+        self.segment = segment
+        self.time_s = time_s
+        self.end_s = np.nan
+        self.ended: int | None = None
+        self.highest = -1
+        """Highest offset seen, on the stream or in the file."""
+        self._resize(segment.num_frames)
+
+    def _resize(self, size: int) -> None:
+        for name, (dtype, value) in _COLUMNS.items():
+            column = np.full(size, value, dtype=dtype)
+            old = getattr(self, name, column[:0])
+            column[: len(old)] = old
+            setattr(self, name, column)
+        position = np.full((size, 2), np.nan)
+        old = getattr(self, "position_m", position[:0])
+        position[: len(old)] = old
+        self.position_m: NDArray[np.float64] = position
+
+    @property
+    def limit(self) -> int:
+        """Offsets below this belong to the segment: as counted, or while it runs, as armed."""
+        return self.segment.num_frames if self.ended is None else self.ended
+
+    @property
+    def generated(self) -> int:
+        """Frames that the detector counted; while the segment runs, as far as seen."""
+        return self.highest + 1 if self.ended is None else self.ended
+
+    def end(self, frames_generated: int, time_s: float = np.nan) -> None:
+        """Set the detector's count; a detector may have exposed more than it was armed for."""
+        self.ended = frames_generated
+        self.end_s = time_s if np.isfinite(time_s) else self.end_s
+        if frames_generated > len(self.state):
+            self._resize(frames_generated)
+
+    def holds(self, unique_id: int) -> bool:
+        """Whether the id belongs to the segment."""
+        return 0 <= unique_id - self.segment.first_unique_id < self.limit
+
+    def distance_s(self, time_s: float) -> float:
+        """How far a time lies outside the segment's; 0 inside, and where a time is unknown."""
+        before, after = self.time_s - time_s, time_s - self.end_s
+        return max(before if before > 0 else 0.0, after if after > 0 else 0.0)
+
+    def overrun(self) -> NDArray[np.int64]:
+        """Offsets of frames that were seen beyond the counted end."""
+        if self.ended is None:
+            return np.zeros(0, dtype=np.int64)
+        seen = self.received[self.ended :] | (self.state[self.ended :] != FrameState.MISSED)
+        return np.flatnonzero(seen).astype(np.int64) + self.ended
+
+    def same_frame(self, offset: int, timestamp_s: float) -> bool:
+        """Whether the frame at the offset was received with this time (or either time is unknown)."""
+        if not self.received[offset]:
+            return False
+        return not abs(self.timestamp_s[offset] - timestamp_s) > SAME_TIME_S
+
+    def in_order(self, offset: int, timestamp_s: float) -> bool:
+        """Whether times would still rise with the ids if this frame were the one at the offset."""
+        if not np.isfinite(timestamp_s):
+            return True
+        before = self.timestamp_s[max(0, offset - NEIGHBOURS) : offset][
+            self.received[max(0, offset - NEIGHBOURS) : offset]
+        ]
+        after = self.timestamp_s[offset + 1 : offset + 1 + NEIGHBOURS][
+            self.received[offset + 1 : offset + 1 + NEIGHBOURS]
+        ]
+        return not (before > timestamp_s + SAME_TIME_S).any() and not (after < timestamp_s - SAME_TIME_S).any()
+
+    def move_row(self, offset: int, target: SegmentLog, place: int) -> None:
+        """Move a row to another segment and clear it here."""
+        for name, (_, empty) in _COLUMNS.items():
+            getattr(target, name)[place] = getattr(self, name)[offset]
+            getattr(self, name)[offset] = empty
+        target.position_m[place] = self.position_m[offset]
+        self.position_m[offset] = np.nan
+        target.highest = max(target.highest, place)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Columns of the frame log for the generated frames."""
+        n = self.generated
+        offset = np.arange(n, dtype=np.int64)
+        return {
+            "frame_index": self.segment.first_frame_index + offset,
+            "unique_id": self.segment.first_unique_id + offset,
+            "position_y_m": self.position_m[:n, 0].copy(),
+            "position_x_m": self.position_m[:n, 1].copy(),
+            "position_source": self.position_source[:n].copy(),
+            "model": self.model[:n].copy(),
+            "origin": self.origin[:n].copy(),
+            "state": self.state[:n].copy(),
+            "late": self.late[:n].copy(),
+            "residual": self.residual[:n].copy(),
+            "timestamp_s": self.timestamp_s[:n].copy(),
+        }
