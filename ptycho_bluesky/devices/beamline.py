@@ -40,6 +40,11 @@ class BeamlineGeometry:
     ) -> None:
         self._settings, self._energy, self._detector = settings, energy, detector
 
+    @property
+    def object_pixel_m(self) -> float | None:
+        """Pixel at the sample that the settings state for an unknown geometry."""
+        return self._settings.object_pixel_m
+
     def _first_known(self, stated: float | None, signal: Any) -> float | None:
         if stated is not None:
             return stated

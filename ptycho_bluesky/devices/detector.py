@@ -191,6 +191,11 @@ class PtychoDetector(Device):
         return None if self.beamline_geometry is None else self.beamline_geometry.read(self.frame_shape)
 
     @property
+    def stated_pixel_m(self) -> float | None:
+        """Pixel at the sample that the settings state for an unknown geometry."""
+        return None if self.beamline_geometry is None else self.beamline_geometry.object_pixel_m
+
+    @property
     def hints(self) -> dict[str, Any]:
         """Frames are not plotted as numbers."""
         return {"fields": []}

@@ -118,8 +118,8 @@ def fly_spiral_ptycho(
 def fly_ptycho(
     flyer: PtychoFlyer,
     stage: SampleStage,
-    *,
     position_m: ArrayLike,
+    *,
     pattern: str = "list",
     beam_m: float | None = None,
     exposure_s: float = 0.5e-3,

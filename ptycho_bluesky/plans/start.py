@@ -49,7 +49,8 @@ def start_metadata(
     purpose : str
         One of `PURPOSES`.
     object_pixel_m : float or None
-        Pixel at the sample to state when the geometry is unknown (a nominal one, and marked so).
+        Pixel at the sample to state when the geometry is unknown (a nominal one, and marked so); by default the one of
+        the settings.
     dimensions : list
         For ``hints``.
     md : mapping or None
@@ -69,8 +70,12 @@ def start_metadata(
             f"the geometry is known and gives {geometry.object_pixel_m:.4g} m",
             "leave it out",
         )
-    if geometry is None:
-        logger.warning("the geometry is unknown: positions cannot be turned into pixels unless object_pixel_m is given")
+    if geometry is None and object_pixel_m is None:
+        object_pixel_m = detector.stated_pixel_m
+    if geometry is None and object_pixel_m is None:
+        logger.warning(
+            "the geometry is unknown and no object_pixel_m is stated: positions cannot be turned into pixels"
+        )
     low, high = points.position_m.min(axis=0), points.position_m.max(axis=0)
     content: dict[str, Any] = {
         "plan_name": plan_name,

@@ -101,8 +101,8 @@ def spiral_ptycho(
 def step_ptycho(
     detector: PtychoDetector,
     stage: SampleStage,
-    *,
     position_m: ArrayLike,
+    *,
     pattern: str = "list",
     beam_m: float | None = None,
     exposure_s: float = 0.1,
