@@ -1,0 +1,1 @@
+"""From finished reconstructions to a better network: labels, corpus, loader, trainer, gate, registry."""

@@ -1,0 +1,64 @@
+"""Options of the trainer, validated."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ptycho_bluesky.config import TrainSettings
+from ptycho_bluesky.errors import InputError
+
+__all__ = ["TrainOptions"]
+
+
+class TrainOptions(BaseModel):
+    """How a network is trained.
+
+    The budget is counted in frame-updates (one frame in one optimiser step): it means the same on every machine.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str = "ptychonn2"
+    recipe: Literal["default", "published"] = "default"
+    frames_per_scan: int = Field(default=24_000, ge=1, description="Frame-updates spent for each new scan.")
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0, description="Peak of the default recipe's cycles.")
+    seed: int = 0
+    num_threads: int = Field(default=2, ge=1)
+    new_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="Part of each batch that is drawn from the new scans alone."
+    )
+    augment: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Turn and mirror frame and label together; auto: as far as the probe is symmetric."
+    )
+    symmetry_tolerance: float = Field(
+        default=0.05, ge=0, le=1, description="Asymmetry of the probe up to which a turned frame is a true frame."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where the processor multiplies it natively."
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 …")
+    epochs: int = Field(default=50, ge=1, description="Passes over the corpus, of the published recipe.")
+    checkpoint_period_s: float = Field(default=15.0, gt=0)
+
+    @classmethod
+    def create(cls, **values: Any) -> TrainOptions:
+        """Build from values, with errors that name the key.
+
+        Raises
+        ------
+        InputError
+            A key is unknown or a value out of range.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            where = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
+            raise InputError(f"training options: {where}", "", "correct the value") from error
+
+    @classmethod
+    def from_settings(cls, settings: TrainSettings, **changes: Any) -> TrainOptions:
+        """Options from the settings' section ``train``, with changes."""
+        return cls.create(**{**settings.model_dump(), **changes})

@@ -1,0 +1,121 @@
+"""Recipes: what is optimised, how fast, and which weights are kept.
+
+``default`` is this package's own; ``published`` is the one released with the streaming-ptychography paper (Babu et
+al., Nat. Commun. 14, 7059, 2023): raw counts in, L1 on the whole patch, Adam, cyclic learning rate (triangular2, 1e-4
+to 5e-4, half cycle 6 epochs), batch 64, 50 epochs over the cumulative corpus, the best validation's weights kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_bluesky.models.reader import Preprocessing
+from ptycho_bluesky.training.corpus import TrainingArrays
+from ptycho_bluesky.training.evaluate import LIT_FRACTION
+from ptycho_bluesky.training.options import TrainOptions
+
+__all__ = ["Plan", "learning_rate", "make_plan", "start_preprocessing"]
+
+WARM_UP = 0.1
+"""Part of a cycle in which the learning rate rises."""
+PUBLISHED_BATCH = 64
+PUBLISHED_RATES = (1e-4, 5e-4)
+PUBLISHED_HALF_CYCLE_EPOCHS = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe worked out for one corpus.
+
+    Attributes
+    ----------
+    num_steps : int
+        Optimiser steps.
+    batch_size : int
+    steps_per_epoch : int
+    initialisation : {"he", "torch"}
+        Of a network without a parent.
+    keep_best : bool
+        Keep the weights of the epoch with the lowest validation loss instead of the last ones.
+    loss_weight : ndarray of float32, shape (h, w)
+        Weight of a pixel in the L1 loss; its mean is 1.
+    recipe : {"default", "published"}
+    peak_rate : float
+    """
+
+    num_steps: int
+    batch_size: int
+    steps_per_epoch: int
+    initialisation: Literal["he", "torch"]
+    keep_best: bool
+    loss_weight: NDArray[np.float32]
+    recipe: str
+    peak_rate: float
+
+
+def make_plan(options: TrainOptions, num_frames: int, num_new_runs: int, weight: NDArray[np.float32]) -> Plan:
+    """Work a recipe out.
+
+    Parameters
+    ----------
+    options : TrainOptions
+    num_frames : int
+        Frames of the corpus.
+    num_new_runs : int
+        Runs that the parent has not seen; at least one scan's budget is spent.
+    weight : ndarray of float32, shape (h, w)
+        Relative illumination of a patch.
+    """
+    if options.recipe == "published":
+        steps_per_epoch = max(1, num_frames // PUBLISHED_BATCH)
+        return Plan(
+            num_steps=options.epochs * steps_per_epoch,
+            batch_size=PUBLISHED_BATCH,
+            steps_per_epoch=steps_per_epoch,
+            initialisation="torch",
+            keep_best=True,
+            loss_weight=np.ones_like(weight),
+            recipe="published",
+            peak_rate=PUBLISHED_RATES[1],
+        )
+    lit = (weight >= LIT_FRACTION).astype(np.float32)
+    return Plan(
+        num_steps=max(1, round(options.frames_per_scan * max(1, num_new_runs) / options.batch_size)),
+        batch_size=options.batch_size,
+        steps_per_epoch=max(1, num_frames // options.batch_size),
+        initialisation="he",
+        keep_best=False,
+        loss_weight=lit / lit.mean(),
+        recipe="default",
+        peak_rate=options.learning_rate,
+    )
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Learning rate of a step (from 0).
+
+    Default: one cycle, a linear rise over a tenth, then half a cosine to zero, so that every training ends annealed and
+    its model can be used. Published: triangular2 (Smith, WACV 2017), the amplitude halved after every cycle.
+    """
+    if plan.recipe == "published":
+        half = PUBLISHED_HALF_CYCLE_EPOCHS * plan.steps_per_epoch
+        cycle, place = divmod(step, 2 * half)
+        low, high = PUBLISHED_RATES
+        return low + (high - low) * (1 - abs(place / half - 1)) / 2**cycle
+    done = (step + 0.5) / plan.num_steps
+    if done < WARM_UP:
+        return plan.peak_rate * done / WARM_UP
+    return plan.peak_rate * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+
+
+def start_preprocessing(recipe: str, arrays: TrainingArrays) -> Preprocessing:
+    """Preprocessing of a network without a parent: √counts scaled to a root mean square of 1, or raw counts."""
+    if recipe == "published":
+        return Preprocessing(sqrt=False, scale=1.0)
+    mean_counts = float(np.mean(np.asarray(arrays.image[:: max(1, len(arrays) // 500)], dtype=np.float64)))
+    return Preprocessing(sqrt=True, scale=1.0 / math.sqrt(max(mean_counts, 1e-12)))
