@@ -5,21 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest_workflow import make_settings
 
 from ptycho_bluesky.config import Settings
-from ptycho_bluesky.demo.processes import free_ports
 from ptycho_bluesky.workflow.server import ServerProcess, start_server
 from ptycho_bluesky.workflow.tiled_store import TiledStore
-
-
-def make_settings(folder: Path, **options) -> Settings:
-    tiled_port, publish, subscribe = free_ports(3)
-    return Settings(
-        data_dir=folder,
-        tiled={"uri": f"http://127.0.0.1:{tiled_port}", "api_key": "testsecret", "timeout_s": 20.0},
-        zmq={"publish": f"127.0.0.1:{publish}", "subscribe": f"127.0.0.1:{subscribe}"},
-        **options,
-    )
 
 
 @pytest.fixture(scope="session")
