@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.records import FrameCounts, FrameOrigin, FrameState, PositionSource, Segment
-from ptycho_bluesky.streaming.segment_log import SegmentLog
+from ptycho_bluesky.streaming.segment_log import SAME_TIME_S, SegmentLog
 
 __all__ = ["NO_SLOT", "Ledger", "RowJoiner", "Verdict"]
 
@@ -72,7 +72,9 @@ class Ledger:
         """Segments announced so far, in order of their index."""
         return [log.segment for log in self._logs]
 
-    def add_segment(self, segment: Segment, time_s: float = np.nan) -> list[tuple[int, int]]:
+    def add_segment(
+        self, segment: Segment, time_s: float = np.nan, first_row: int | None = None
+    ) -> list[tuple[int, int]]:
         """Announce a segment; the same one again changes nothing.
 
         Parameters
@@ -80,6 +82,8 @@ class Ledger:
         segment : Segment
         time_s : float
             Time of the document, before the segment's first exposure; NaN when unknown.
+        first_row : int, optional
+            Row of the file from which the segment's frames lie, if the document says it.
 
         Returns
         -------
@@ -102,7 +106,7 @@ class Ledger:
             if not np.isfinite(log.end_s) and log.time_s <= time_s:
                 log.end_s = time_s  # the detector is armed once at a time
         # slots hold the place in the list, so a segment that is announced late is appended, not inserted
-        self._logs.append(SegmentLog(segment, time_s))
+        self._logs.append(SegmentLog(segment, time_s, first_row))
         return self._adopt_overrun(len(self._logs) - 1)
 
     def end_segment(self, index: int, frames_generated: int, time_s: float = np.nan) -> None:
@@ -129,7 +133,7 @@ class Ledger:
             for offset in log.overrun():
                 place = log.segment.first_unique_id + int(offset) - target.segment.first_unique_id
                 if 0 <= place < target.limit and not target.received[place]:
-                    log.move_row(int(offset), target, place)
+                    target.put_row(place, log.take_row(int(offset)))
                     old_slot, new_slot = k << _SHIFT | int(offset), new << _SHIFT | place
                     if old_slot in self.reasons:
                         self.reasons[new_slot] = self.reasons.pop(old_slot)
@@ -276,6 +280,45 @@ class Ledger:
             log, offset = self._row(slot)
             log.highest = max(log.highest, offset)
 
+    def reconcile(self, slots: NDArray[np.int64], timestamp_s: NDArray[np.float64]) -> list[tuple[int, int]]:
+        """Put frames that the stream's ids alone led to a wrong slot where the file says that they belong.
+
+        It happens where a counter was reset, a frame dropped, and another one with its id came ahead of its document.
+        The detector's time stamp names the frame.
+
+        Parameters
+        ----------
+        slots : ndarray of int64, shape (n,)
+            Slots of the file's rows.
+        timestamp_s : ndarray of float64, shape (n,)
+            Time stamps of the rows.
+
+        Returns
+        -------
+        list of (int, int)
+            Old and new slots of the frames that were moved.
+        """
+        true_slot = {round(t / SAME_TIME_S): s for s, t in zip(slots.tolist(), timestamp_s.tolist(), strict=True)
+                     if s != NO_SLOT and np.isfinite(t)}  # fmt: skip
+        moves = []
+        for k, log in enumerate(self._logs):
+            for offset in np.flatnonzero(log.received & np.isfinite(log.timestamp_s)).tolist():
+                slot = k << _SHIFT | offset
+                ticks = log.timestamp_s[offset] / SAME_TIME_S
+                true = true_slot.get(round(ticks), slot)
+                if true != slot:
+                    moves.append((slot, true))
+        # all are taken out before any is put in: frames may change places
+        rows = [(new, *self._row(old)) for old, new in moves]
+        taken = [(new, log.take_row(offset)) for new, log, offset in rows]
+        for new, row in taken:
+            log, offset = self._row(new)
+            log.put_row(offset, row)
+        for old, new in moves:
+            if old in self.reasons:
+                self.reasons[new] = self.reasons.pop(old)
+        return moves
+
     def close(self) -> None:
         """Nothing more will come: what is missing now is lost."""
         self.closed = True
@@ -331,10 +374,11 @@ class Ledger:
 
 
 class RowJoiner:
-    """Joins the rows of a run's file, read in order, to slots.
+    """Joins the rows of a run's file, read in order from the first, to slots.
 
-    Rows are joined on the id that the file stores, never on the row number. Where two segments have the same id, the
-    order of the rows tells them apart (ids rise within a segment), and so does a time stamp that the stream delivered.
+    Rows are joined on the id that the file stores, never on the row number. Where two segments have the same id, it is
+    told which one by the row at which each began (if its document says so), else by the order of the rows (ids rise
+    within a segment) and the time stamps.
 
     Parameters
     ----------
@@ -343,6 +387,7 @@ class RowJoiner:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._row = 0
         self._place = 0
         self._last_id: int | None = None
 
@@ -356,26 +401,28 @@ class RowJoiner:
         """
         logs = self._ledger._logs
         spans = [(log.segment.first_unique_id, log.segment.first_unique_id + log.limit) for log in logs]
-        spans_sorted = sorted(span for span in spans if span[1] > span[0])
-        apart = all(a[1] <= b[0] for a, b in pairwise(spans_sorted))
+        apart = all(a[1] <= b[0] for a, b in pairwise(sorted(span for span in spans if span[1] > span[0])))
         slots = np.full(len(unique_id), NO_SLOT, dtype=np.int64)
         if apart:
             for k, (first, stop) in enumerate(spans):
                 inside = (unique_id >= first) & (unique_id < stop)
                 slots[inside] = (unique_id[inside] - first) | (k << _SHIFT)
-            return slots
-        for i, (uid, time_s) in enumerate(zip(unique_id.tolist(), timestamp_s.tolist(), strict=True)):
-            slots[i] = self._join_one(uid, time_s)
+        else:
+            for i, (uid, time_s) in enumerate(zip(unique_id.tolist(), timestamp_s.tolist(), strict=True)):
+                slots[i] = self._join_one(self._row + i, uid, time_s)
+        self._row += len(unique_id)
         return slots
 
-    def _join_one(self, unique_id: int, timestamp_s: float) -> int:
+    def _join_one(self, row: int, unique_id: int, timestamp_s: float) -> int:
         logs = self._ledger._logs
+        begun = [k for k, log in enumerate(logs) if log.first_row is not None and log.first_row <= row]
+        if begun and logs[begun[-1]].holds(unique_id):
+            return self._take(begun[-1], unique_id)
         fitting = []
         for k in range(self._place, len(logs)):
             log = logs[k]
-            if not log.holds(unique_id) or (
-                k == self._place and self._last_id is not None and unique_id <= self._last_id
-            ):
+            passed = k == self._place and self._last_id is not None and unique_id <= self._last_id
+            if passed or not log.holds(unique_id):
                 continue
             offset = unique_id - log.segment.first_unique_id
             if log.same_frame(offset, timestamp_s) and np.isfinite(timestamp_s):

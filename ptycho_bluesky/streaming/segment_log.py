@@ -37,6 +37,8 @@ class SegmentLog:
     segment : Segment
     time_s : float
         Time of the segment's document.
+    first_row : int, optional
+        Row of the file at which the segment begins.
     """
 
     received: NDArray[np.bool_]
@@ -49,8 +51,9 @@ class SegmentLog:
     late: NDArray[np.bool_]
     residual: NDArray[np.float32]
 
-    def __init__(self, segment: Segment, time_s: float = np.nan) -> None:
+    def __init__(self, segment: Segment, time_s: float = np.nan, first_row: int | None = None) -> None:
         self.segment = segment
+        self.first_row = first_row
         self.time_s = time_s
         self.end_s = np.nan
         self.ended: int | None = None
@@ -120,14 +123,19 @@ class SegmentLog:
         ]
         return not (before > timestamp_s + SAME_TIME_S).any() and not (after < timestamp_s - SAME_TIME_S).any()
 
-    def move_row(self, offset: int, target: SegmentLog, place: int) -> None:
-        """Move a row to another segment and clear it here."""
+    def take_row(self, offset: int) -> dict[str, Any]:
+        """Take a row out, leaving an empty one."""
+        row = {name: getattr(self, name)[offset] for name in _COLUMNS} | {"position_m": self.position_m[offset].copy()}
         for name, (_, empty) in _COLUMNS.items():
-            getattr(target, name)[place] = getattr(self, name)[offset]
             getattr(self, name)[offset] = empty
-        target.position_m[place] = self.position_m[offset]
         self.position_m[offset] = np.nan
-        target.highest = max(target.highest, place)
+        return row
+
+    def put_row(self, offset: int, row: dict[str, Any]) -> None:
+        """Put in a row that was taken out elsewhere."""
+        for name, value in row.items():
+            getattr(self, name)[offset] = value
+        self.highest = max(self.highest, offset)
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Columns of the frame log for the generated frames."""

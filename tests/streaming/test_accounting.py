@@ -216,6 +216,30 @@ def test_frames_taken_for_the_end_of_a_paused_segment_move_to_the_next():
     assert ledger.columns()["state"].tolist() == [FrameState.INFERRED] * 4 + [FrameState.MISSED] * 6
 
 
+@pytest.mark.parametrize("dropped", [{3}, {3, 4}, {0}, {7}])
+def test_a_step_scan_whose_counter_is_reset_for_every_point(dropped):
+    """Every frame has id 1 and comes ahead of its segment's document; the file sets right what ids alone got wrong."""
+    ledger = Ledger()
+    held: list[float] = []
+    times = [1000.0 + 0.1 * k for k in range(8)]
+    for k, time_s in enumerate(times):
+        if k not in dropped and (k == 0 or ledger.offer(1, time_s)[0] is Verdict.UNKNOWN):
+            held.append(time_s)
+        if k:
+            ledger.end_segment(k - 1, 1, time_s + 0.02)
+        ledger.add_segment(Segment(k, 1, k, 8 - k), time_s + 0.02, first_row=k)
+        held = [t for t in held if ledger.offer(1, t)[0] is Verdict.UNKNOWN]
+    ledger.end_segment(7, 1, 1001.0)
+    slots = RowJoiner(ledger).join(np.ones(8, dtype=np.int64), np.array(times))
+    assert ledger.frame_index(slots).tolist() == list(range(8))
+    ledger.reconcile(slots, np.array(times))
+    log = ledger.columns()
+    received = np.isfinite(log["timestamp_s"])
+    assert set(np.flatnonzero(~received).tolist()) == dropped
+    assert ledger.counts().received == 8 - len(dropped)
+    np.testing.assert_allclose(log["timestamp_s"][received], np.array(times)[received])
+
+
 def test_a_frame_beyond_the_counted_end_is_unaccounted():
     ledger = Ledger()
     ledger.add_segment(Segment(0, 1, 0, 10))
