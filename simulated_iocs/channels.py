@@ -1,0 +1,166 @@
+"""Process variables in areaDetector's manner: set points with readbacks, long strings, enums, busy records."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from caproto import ChannelType, SkipWrite
+from caproto._data import ChannelEnum
+from caproto.server import PVGroup, get_pv_pair_wrapper, pvproperty
+
+__all__ = [
+    "LONG_STRING_CHARS",
+    "Busy",
+    "RefreshedGroup",
+    "command",
+    "enum_pair",
+    "enum_readback",
+    "index_of",
+    "long_string",
+    "long_string_pair",
+    "number_pair",
+    "number_readback",
+    "publish",
+    "setting",
+    "short_string",
+    "short_string_pair",
+    "switch",
+    "switch_pair",
+    "waveform",
+]
+
+LONG_STRING_CHARS = 256
+NO_YES = ("No", "Yes")
+
+# Annotated as Any: pvproperty takes more kinds of dtype than its annotation says.
+_property: Any = pvproperty
+_pair: Any = get_pv_pair_wrapper(setpoint_suffix="", readback_suffix="_RBV")
+
+
+def number_pair(name: str, value: float, **options: Any) -> Any:
+    """Set point and ``_RBV`` of a number; an int makes a LONG, a float a DOUBLE record."""
+    if isinstance(value, float):
+        options.setdefault("precision", 6)
+    return _pair(name=name, value=value, dtype=type(value), **options)
+
+
+def number_readback(name: str, value: float, **options: Any) -> Any:
+    """Read-only number."""
+    if isinstance(value, float):
+        options.setdefault("precision", 6)
+    return _property(name=name, value=value, dtype=type(value), read_only=True, **options)
+
+
+def enum_pair(name: str, strings: tuple[str, ...], value: int = 0, **options: Any) -> Any:
+    """Set point and ``_RBV`` of a choice."""
+    return _pair(name=name, value=strings[value], dtype=ChannelType.ENUM, enum_strings=strings, **options)
+
+
+def switch_pair(name: str, value: int = 0, strings: tuple[str, str] = NO_YES, **options: Any) -> Any:
+    """Set point and ``_RBV`` of a binary choice."""
+    return enum_pair(name, strings, value, **options)
+
+
+def enum_readback(name: str, strings: tuple[str, ...], value: int = 0, **options: Any) -> Any:
+    """Read-only choice."""
+    return _property(
+        name=name, value=strings[value], dtype=ChannelType.ENUM, enum_strings=strings, read_only=True, **options
+    )
+
+
+def short_string(name: str, value: str, **options: Any) -> Any:
+    """Read-only string of at most 39 characters (a STRING record, not an array of characters)."""
+    return _property(name=name, value=value, dtype=ChannelType.STRING, read_only=True, **options)
+
+
+def short_string_pair(name: str, value: str, **options: Any) -> Any:
+    """Set point and ``_RBV`` of a string of at most 39 characters."""
+    return _pair(name=name, value=value, dtype=ChannelType.STRING, **options)
+
+
+def _long(options: dict[str, Any]) -> dict[str, Any]:
+    # Reported as the array of characters that it is: as a string, clients would cut it at 40 characters.
+    return {"dtype": ChannelType.CHAR, "max_length": LONG_STRING_CHARS, "report_as_string": False, **options}
+
+
+def long_string(name: str, value: str, **options: Any) -> Any:
+    """Read-only string, an array of characters."""
+    return _property(name=name, value=value, **_long({"read_only": True, **options}))
+
+
+def long_string_pair(name: str, value: str, **options: Any) -> Any:
+    """Set point and ``_RBV`` of a string, arrays of characters; the initial value must not be empty.
+
+    Clients restore initial values, and Channel Access cannot put an empty array.
+    """
+    return _pair(name=name, value=value, **_long(options))
+
+
+def command(name: str) -> Any:
+    """Writable binary that starts something: Done (0) and ``name`` (1)."""
+    return _property(name=name, value="Done", dtype=ChannelType.ENUM, enum_strings=("Done", name))
+
+
+def setting(name: str, value: float, **options: Any) -> Any:
+    """Writable number without a readback."""
+    return _property(name=name, value=value, dtype=type(value), **options)
+
+
+def switch(name: str, strings: tuple[str, str] = ("Off", "On")) -> Any:
+    """Writable binary choice without a readback."""
+    return _property(name=name, value=strings[0], dtype=ChannelType.ENUM, enum_strings=strings)
+
+
+def waveform(name: str, max_length: int, **options: Any) -> Any:
+    """Array of float64, one NaN at first."""
+    return _property(name=name, value=[float("nan")], dtype=float, max_length=max_length, **options)
+
+
+async def publish(channel: Any, value: Any) -> None:
+    """Write a value from inside, past the putter, and only if it is a new one."""
+    if isinstance(channel, ChannelEnum):
+        value = value if isinstance(value, str) else channel.enum_strings[int(value)]
+    elif isinstance(value, str) and channel.data_type == ChannelType.CHAR:
+        value = value[: channel.long_string_max_length] or " "
+    if channel.value != value:
+        await channel.write(value, verify_value=False)
+
+
+def index_of(channel: Any) -> int:
+    """Index of an enum channel's present choice."""
+    return int(channel.raw_value)
+
+
+class Busy:
+    """A put that completes when what it started has ended, as EPICS' busy record does."""
+
+    def __init__(self) -> None:
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def begin(self) -> None:
+        """What was asked for has started."""
+        self._idle.clear()
+
+    def end(self) -> None:
+        """It has ended."""
+        self._idle.set()
+
+    async def wait_and_skip(self) -> None:
+        """Wait for the end; then tell the server that the value was written already."""
+        await self._idle.wait()
+        raise SkipWrite
+
+
+class RefreshedGroup(PVGroup):
+    """A group whose readbacks follow the simulation.
+
+    `refresh` runs in the server's event loop, ten times a second and at each change of state.
+    """
+
+    async def prepare(self) -> None:
+        """Set what cannot be set when the group is made; runs once, before the first client is served."""
+
+    async def refresh(self) -> None:
+        """Bring every readback up to date."""
