@@ -73,12 +73,22 @@ class Facility:
         Told what is going on.
     live_plot : bool
         Open the session's live plot.
+    with_worker : bool
+        Start the worker; without it no run is learned from.
     """
 
     def __init__(
-        self, settings: Settings, folder: Path, ioc_arguments: list[str], display: Display, *, live_plot: bool = False
+        self,
+        settings: Settings,
+        folder: Path,
+        ioc_arguments: list[str],
+        display: Display,
+        *,
+        live_plot: bool = False,
+        with_worker: bool = True,
     ) -> None:
         self.settings, self.folder, self.display = settings, folder, display
+        self._with_worker = with_worker
         self.config_file = folder / "config.yml"
         settings.to_yaml(self.config_file)
         self.processes = ProcessSet(folder / "logs", settings.epics.environment())
@@ -128,7 +138,8 @@ class Facility:
             self.processes.start("writer", "writer", *common)
             self.processes.start("edge", "edge", *common)
             # The edge must keep pace with the detector; the worker may wait.
-            self.processes.start("worker", "worker", *common, niceness=5)
+            if self._with_worker:
+                self.processes.start("worker", "worker", *common, niceness=5)
             for child in self.processes.children.values():
                 child.wait_ready()
         with self.display.timed("connecting the session"):
