@@ -37,6 +37,8 @@ MIN_COVERAGE = 3
 MIN_ILLUMINATION = 0.1
 MIN_CORRELATION_OVERLAP = 0.5
 """Part of the mask that must remain in common for a shift to be considered."""
+MIN_SUBPIXEL_SHIFT = 0.1
+"""Fractions of a pixel below this are not worth an interpolation, which blurs."""
 FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 
 
@@ -69,6 +71,9 @@ class SsimResult:
         Constant by which the image lay above the reference.
     data_range_rad : float
         Peak to peak of the reference in the mask.
+    pearson : float
+        Correlation over the scored pixels. Structural similarity cannot be trusted to tell a sign: where mean and
+        structure are both inverted their product is positive. This one can.
     """
 
     ssim: float
@@ -78,6 +83,7 @@ class SsimResult:
     masked_px: int
     offset_rad: float
     data_range_rad: float
+    pearson: float
 
 
 def ssim_map(
@@ -170,7 +176,7 @@ def mosaic_ssim(
     mask, centres = _scored_mask(coverage, illumination, min_coverage, min_illumination, sigma_px)
     if not centres.any():
         nan = float("nan")
-        return SsimResult(nan, nan, nan, (0.0, 0.0), 0, nan, nan)
+        return SsimResult(nan, nan, nan, (0.0, 0.0), 0, nan, nan, nan)
     image, reference = np.asarray(image_rad, dtype=np.float64), np.asarray(reference_rad, dtype=np.float64)
     if not (np.isfinite(image[mask]).all() and np.isfinite(reference[mask]).all()):
         raise InputError("phases that are not finite inside the mask", "a covered pixel has a phase")
@@ -203,6 +209,7 @@ def mosaic_ssim(
         int(centres.sum()),
         float(wrap(np.asarray(offset - mean_reference))),
         data_range,
+        pearson(zeroed, target, centres),
     )
 
 
@@ -238,7 +245,7 @@ def _best_shift_px(
             if both.sum() >= MIN_CORRELATION_OVERLAP * mask.sum():
                 score[i, j] = _masked_correlation(image[source], reference[target], both)
     best = np.unravel_index(np.argmax(score), score.shape)
-    if not score[best] > max(0.0, float(score[limit, limit])):
+    if not score[best] > 0.0:
         return 0.0, 0.0
     fine = [float(span[k]) for k in best]
     for axis, k in enumerate(best):
@@ -247,6 +254,8 @@ def _best_shift_px(
             # Vertex of the parabola through the peak and its neighbours.
             curvature = line[k - 1] - 2 * line[k] + line[k + 1]
             fine[axis] += float(0.5 * (line[k - 1] - line[k + 1]) / curvature) if curvature < 0 else 0.0
+            if abs(fine[axis] - span[k]) < MIN_SUBPIXEL_SHIFT:
+                fine[axis] = float(span[k])
     return fine[0], fine[1]
 
 
