@@ -13,7 +13,7 @@ from ptycho_bluesky.errors import InputError
 
 __all__ = ["main"]
 
-COMMANDS: tuple[str, ...] = ("ioc", "tiled", "writer")
+COMMANDS: tuple[str, ...] = ("ioc", "tiled", "writer", "train")
 """Subcommands in the order of ``--help``; each is the function ``command`` of the module of that name beside this."""
 
 

@@ -192,12 +192,24 @@ class Corpus:
 
     def runs(self) -> tuple[str, ...]:
         """Uids of the runs, in the order in which they were added."""
+        return tuple(uid for _, uid, _ in self._entries())
+
+    def files(self) -> list[Path]:
+        """Files of the runs, in the order in which they were added."""
+        return [path for _, _, path in self._entries()]
+
+    def _entries(self) -> list[tuple[float, str, Path]]:
         entries = []
         for path in self.directory.glob("*.h5"):
-            with h5py.File(path, "r") as file:
-                header = _header(file)
-                entries.append((header["written_s"], header["run_uid"]))
-        return tuple(uid for _, uid in sorted(entries))
+            try:
+                with h5py.File(path, "r") as file:
+                    header = _header(file)
+                    entries.append((float(header["written_s"]), str(header["run_uid"]), path))
+            except (OSError, KeyError) as error:
+                raise InputError(
+                    f"label set {path}: {error}", "an HDF5 file written by this package is needed", "remove the file"
+                ) from error
+        return sorted(entries)
 
     def read(self, run_uid: str) -> LabelSet:
         """Labels of one run."""
