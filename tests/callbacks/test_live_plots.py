@@ -1,0 +1,95 @@
+"""The live plot: what it shows, and that it never ends a scan."""
+
+from __future__ import annotations
+
+import logging
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from bluesky import RunEngine
+from bluesky.plans import count
+from ophyd.sim import det1
+
+from ptycho_bluesky.callbacks.live_plots import LiveScan
+
+N = 40
+
+
+def play(plot, *, taken=25):
+    """Documents of a scan of N points."""
+    rng = np.random.default_rng(0)
+    y, x = rng.normal(0, 1e-6, (2, N)).tolist()
+    plot("start", {"uid": "r", "time": 0.0, "scan_id": 7, "plan_name": "fly", "ptycho": {"scan": {"num_points": N}}})
+    plot("descriptor", {"uid": "t", "name": "trajectory", "run_start": "r", "data_keys": {}})
+    plot("event", {"uid": "e", "descriptor": "t", "data": {"planned_y_m": y, "planned_x_m": x}})
+    plot._next_draw_s = 0.0
+    plot("stream_datum", {"uid": "s/0", "descriptor": "p", "indices": {"start": 0, "stop": taken}})
+    plot("stop", {"uid": "z", "run_start": "r", "exit_status": "success"})
+    return np.array([y, x]).T
+
+
+@pytest.fixture
+def mosaic():
+    image = np.full((30, 50), np.nan, dtype=np.float32)
+    image[5:20, 10:40] = np.linspace(-1, 1, 30)
+    return image
+
+
+def test_shows_mosaic_and_progress(mosaic, tmp_path):
+    plot = LiveScan(lambda: mosaic)
+    positions = play(plot)
+    shown = plot._artists["mosaic"].get_array()
+    np.testing.assert_allclose(np.ma.filled(shown, np.nan), mosaic)
+    taken = np.array(plot._artists["taken"].get_data()).T
+    np.testing.assert_allclose(taken, 1e6 * positions[:25, ::-1])
+    title = plot._axes[1].get_title()
+    assert "25 of 40" in title
+    assert "success" in title
+    plot.close()
+    assert not plt.get_fignums()
+
+
+def test_second_scan_clears_the_first(mosaic):
+    images = [mosaic, mosaic, mosaic, mosaic[:10]]
+    plot = LiveScan(lambda: images[0])
+    play(plot)
+    images[0] = mosaic[:20]
+    play(plot, taken=3)
+    assert plot._artists["mosaic"].get_array().shape == (20, 50)
+    assert "3 of 40" in plot._axes[1].get_title()
+    assert len(plt.get_fignums()) == 1
+    plot.close()
+
+
+def test_waits_for_a_mosaic(mosaic):
+    plot = LiveScan(lambda: None)
+    play(plot)
+    assert "mosaic" not in plot._artists
+    plot.close()
+
+
+def test_failing_plot_does_not_end_a_scan(caplog):
+    def broken():
+        raise RuntimeError("no such image")
+
+    plot = LiveScan(broken)
+    run_engine = RunEngine({})
+    run_engine.subscribe(plot)
+    with caplog.at_level(logging.ERROR):
+        assert len(run_engine(count([det1], 2))) == 1
+    assert "no such image" in caplog.text
+    plot.close()
+
+
+def test_drawing_takes_a_bounded_share_of_the_time(mosaic):
+    plot = LiveScan(lambda: mosaic, period_s=0.01)
+    drawn = []
+    draw = plot._draw
+    plot._draw = lambda: (drawn.append(1), draw())
+    play(plot)
+    before = len(drawn)
+    for stop in range(200):
+        plot("stream_datum", {"uid": f"s/{stop}", "descriptor": "p", "indices": {"start": 0, "stop": stop}})
+    assert len(drawn) - before <= 1
+    plot.close()
