@@ -10,6 +10,7 @@ from caproto._data import ChannelEnum
 from caproto.server import PVGroup, get_pv_pair_wrapper, pvproperty
 
 __all__ = [
+    "LONG_ARRAY_BACKLOG",
     "LONG_STRING_CHARS",
     "Busy",
     "RefreshedGroup",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 LONG_STRING_CHARS = 256
+LONG_ARRAY_BACKLOG = 4
+"""Updates of a long array that wait for a slow client."""
 NO_YES = ("No", "Yes")
 
 # Annotated as Any: pvproperty takes more kinds of dtype than its annotation says.
@@ -114,7 +117,14 @@ def switch(name: str, strings: tuple[str, str] = ("Off", "On")) -> Any:
 
 def waveform(name: str, max_length: int, **options: Any) -> Any:
     """Array of float64, one NaN at first."""
-    return _property(name=name, value=[float("nan")], dtype=float, max_length=max_length, **options)
+    return _property(
+        name=name,
+        value=[float("nan")],
+        dtype=float,
+        max_length=max_length,
+        max_subscription_backlog=LONG_ARRAY_BACKLOG,
+        **options,
+    )
 
 
 async def publish(channel: Any, value: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ptycho_bluesky.errors import InputError
 from simulated_iocs.channels import (
+    LONG_ARRAY_BACKLOG,
     RefreshedGroup,
     index_of,
     long_string,
@@ -46,7 +47,9 @@ class SimulationControls(RefreshedGroup):
     seed : int
     """
 
-    sample = long_string("SampleJSON", "{}", max_length=SAMPLE_CHARS, read_only=False)
+    sample = long_string(
+        "SampleJSON", "{}", max_length=SAMPLE_CHARS, read_only=False, max_subscription_backlog=LONG_ARRAY_BACKLOG
+    )
     seed = setting("Seed", 0)
     id_reset_at_arm = switch("IdResetAtArm")
     flip_frames = switch("FlipFrames")

@@ -71,14 +71,16 @@ class FramePublisher:
         self._server, self._faults = server, faults
         self.published = self.dropped = 0
         self._lock = threading.Lock()
-        self._array = PVA.NtNdArray()
+        # The record keeps the object it is made with: filling that one would publish every field on its own.
+        first = self._array = PVA.NtNdArray()
         self._shape: tuple[int, int] | None = None
         self._corrupter = Corrupter()
         self._held: queue.SimpleQueue[tuple[float, Frame] | None] = queue.SimpleQueue()
         self._holder: threading.Thread | None = None
         self.reseed(seed)
         self._fill(Frame(np.zeros(frame_shape, dtype=dtype), 0, time.time(), np.nan, np.nan, np.nan))
-        server.addRecord(channel, self._array)
+        server.addRecord(channel, first)
+        self._array, self._shape = PVA.NtNdArray(), None
 
     def reseed(self, seed: int) -> None:
         """Throw the dice anew."""
