@@ -251,6 +251,7 @@ def read_area_detector(
     InputError
         Frames or positions are missing.
     """
+    unclosed = is_unclosed(path)
     with open_file(path) as file:
         complete = all(has_dataset(file, name) for name in (UNIQUE_ID, *COLUMNS.values()))
         if position_datasets is None and not complete:
@@ -264,7 +265,7 @@ def read_area_detector(
             position = _named_positions_m(file, position_datasets)[:limit]
         geometry = read_geometry(file)
         metadata: dict[str, Any] = {"format": "areaDetector NeXus"}
-        if is_unclosed(path):
+        if unclosed:
             metadata |= {"unclosed": True, "rows_read": len(rows["image"])}
             logger.warning("%s was not closed by its writer: read to its last flush, %d rows", path, len(rows["image"]))
         orientation = "identity" if geometry is None else geometry.orientation

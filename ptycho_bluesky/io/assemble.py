@@ -181,6 +181,8 @@ def scaled_probe(probe: NDArray[Any], image: NDArray[Any]) -> NDArray[np.complex
     ndarray of complex64, shape (modes, N, N)
         Sum of |P|² = mean counts of a frame.
     """
+    if np.iscomplexobj(image):
+        raise InputError(f"frames of type {image.dtype}", "frames hold counts, which are real numbers")
     modes = np.asarray(probe, dtype=np.complex64).reshape(-1, *probe.shape[-2:])
     power = float(np.sum(np.abs(modes.astype(np.complex128)) ** 2))
     counts = float(np.mean(np.sum(image, axis=(1, 2), dtype=np.float64))) if len(image) else 0.0

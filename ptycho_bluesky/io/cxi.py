@@ -92,6 +92,8 @@ def read_cxi(path: Path, limit: int | None = None) -> RawScan:
 
 def _flat(frames: h5py.Dataset, limit: int | None) -> NDArray[Any]:
     """Frames (n, H, W); a raster (ny, nx, H, W) is flattened in C order."""
+    if not frames.size:
+        raise InputError(f"{frames.name} of shape {frames.shape}", "a scan has at least one frame")
     if frames.ndim == 3:
         return np.asarray(frames[:limit])
     if frames.ndim == 4:

@@ -27,18 +27,21 @@ def open_file(path: str | Path) -> h5py.File:
     try:
         # After a writer was killed nothing but SWMR opens the file.
         return h5py.File(path, "r", libver="latest", swmr=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise InputError(
             f"{path}: {error}", "it must be a readable HDF5 file", "check it with h5dump, and that its writer uses SWMR"
         ) from error
 
 
 def is_unclosed(path: str | Path) -> bool:
-    """Whether a readable HDF5 file was left open by its writer: it grows, or its writer died."""
+    """Whether a readable HDF5 file was left open by its writer: it grows, or its writer died.
+
+    Ask before opening it: HDF5 opens a file once more without looking while this process has it open.
+    """
     try:
         with h5py.File(path, "r"):
             return False
-    except OSError:
+    except (OSError, RuntimeError):
         return True
 
 
@@ -73,7 +76,7 @@ def read_scalar(group: h5py.Group, path: str) -> float | None:
 
 def _number(value: Any) -> float | None:
     flat = np.asarray(value).ravel()
-    if not flat.size or not np.issubdtype(flat.dtype, np.number):
+    if not flat.size or not (np.issubdtype(flat.dtype, np.integer) or np.issubdtype(flat.dtype, np.floating)):
         return None
     return float(flat[0])
 
