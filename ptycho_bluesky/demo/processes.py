@@ -199,12 +199,15 @@ class ProcessSet:
                 )
 
     def stop(self) -> None:
-        """Stop all, the last started first; those of one rank end side by side."""
-        stoppers = [threading.Thread(target=child.stop) for child in reversed(self.children.values())]
+        """Stop all side by side, and only then the one started first, which the others lean on."""
+        first, *others = self.children.values() or [None]
+        stoppers = [threading.Thread(target=child.stop) for child in others if child is not None]
         for stopper in stoppers:
             stopper.start()
         for stopper in stoppers:
             stopper.join()
+        if first is not None:
+            first.stop()
 
     def __enter__(self) -> Self:
         return self
