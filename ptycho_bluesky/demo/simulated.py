@@ -138,7 +138,7 @@ class SimulatedDemo:
             facility.wait_model(serving.model_id)
         with acquisition.timing("replay_reserved"):
             _, content = facility.store.model_store.get(serving.model_id)
-            mosaic, _ = replay_run(fixed_run, content, settings=facility.settings.edge)
+            mosaic, _ = replay_run(fixed_run, content)
         point = FixedPoint(scan.number, serving.model_id, self.reference.score(mosaic))
         self.result.fixed.append(point)
         truth, image = self.reference.panels(mosaic, f"reserved scan after scan {scan.number}")
