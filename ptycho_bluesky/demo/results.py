@@ -29,7 +29,7 @@ class ScanResult:
     Attributes
     ----------
     number : int
-        k of ``ssim_scan_<k>``, from 1; 0 for the reserved scan.
+        k of ``ssim_scan_<k>``, from 1; 0 for scans put aside.
     title : str
         What was scanned.
     purpose : str
@@ -65,7 +65,7 @@ class ScanResult:
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """The reserved scan read by the model that was serving after scan ``number``."""
+    """The fixed scan, never learned from, read by the model that was serving after scan ``number``."""
 
     number: int
     model_id: str

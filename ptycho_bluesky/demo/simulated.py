@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SimulatedDemo"]
 
+TITLES = {"letters": "letters", "test": "fixed", "reserved": "gate"}
+"""How the report calls what is no scan of shapes that is learned from."""
 DISTURBED = ("edge", "worker", "writer", "tiled")
 
 
@@ -40,8 +42,9 @@ class SimulatedDemo:
 
         self.options, self.display, self.folder = options, display, options.out
         geometry = default_geometry(options.size)
-        # One area of shapes is reserved; the last areas are letters.
-        self.sample = demo_map(options.scans + 1, pixel_size_m=geometry.object_pixel_m, seed=options.seed)
+        # Two areas of shapes are never learned from: the gate decides on one, the figures are taken on the other, so
+        # that a promotion is not chosen by the figure that reports it. Letters lie in an area of their own.
+        self.sample = demo_map(options.scans + 2, pixel_size_m=geometry.object_pixel_m, seed=options.seed)
         self.experiment: Experiment = Experiment.default(options.size, self.sample)
         obj, frame = self.experiment.truth()
         pixel_m = geometry.object_pixel_m
@@ -78,16 +81,18 @@ class SimulatedDemo:
     @property
     def steps(self) -> int:
         """Steps of the whole demo."""
-        return self.options.scans + 4
+        return self.options.scans + 5
 
     def run(self, facility: Facility) -> DemoResult:
-        """Reserve a scan, learn scan by scan, finish with letters."""
+        """Put two scans aside, learn scan by scan, finish with letters."""
         areas = {area.name: area for area in self.sample.areas}
         acquisition = Acquisition(facility, self.result, self.display)
         acquisition.between = lambda: self._disturb(acquisition)
-        self.display.step("reserved scan")
-        reserved = self._acquire(acquisition, areas["shapes-0"], "reserved", 0)
-        fixed_run = facility.store.read_run(reserved.uid)
+        self.display.step("scan to measure by, never learned from")
+        fixed = self._acquire(acquisition, areas["shapes-0"], "test", 0)
+        fixed_run = facility.store.read_run(fixed.uid)
+        self.display.step("scan for the gate, never learned from")
+        self._acquire(acquisition, areas[f"shapes-{self.options.scans + 1}"], "reserved", 0)
         for number in range(1, self.options.scans + 1):
             self.display.step(f"scan {number} of {self.options.scans}")
             scan = self._acquire(acquisition, areas[f"shapes-{number}"], "train", number)
@@ -113,13 +118,13 @@ class SimulatedDemo:
             purpose=purpose,
             md={"sample": area.name},
         )
-        title = "letters" if area.kind == "letters" else area.name
+        title = TITLES.get(purpose if number == 0 else area.kind, area.name)
         scan, mosaic = acquisition.scan(plan, number=number, title=title, purpose=purpose, score=self.reference.score)
         self._keep_panels(scan, mosaic)
         return scan
 
     def _keep_panels(self, scan: ScanResult, mosaic: Mosaic) -> None:
-        shown = scan.purpose == "test" or scan.number in {2, (self.options.scans + 2) // 2, self.options.scans}
+        shown = scan.title == "letters" or scan.number in {2, (self.options.scans + 2) // 2, self.options.scans}
         if scan.ssim is not None and shown:
             title = f"{scan.title} live, SSIM {scan.ssim.ssim:.2f}"
             truth, image = self.reference.panels(mosaic, title)
@@ -127,7 +132,7 @@ class SimulatedDemo:
             self._panels += [truth, image]
 
     def _follow_model(self, acquisition: Acquisition, scan: ScanResult, fixed_run: Measurement) -> None:
-        """Wait until the edge serves what was promoted, then read the reserved scan with it."""
+        """Wait until the edge serves what was promoted, then read the fixed scan with it."""
         from ptycho_bluesky.streaming.replay import replay_run
 
         facility = acquisition.facility
@@ -136,14 +141,14 @@ class SimulatedDemo:
             return
         with acquisition.timing("swap"):
             facility.wait_model(serving.model_id)
-        with acquisition.timing("replay_reserved"):
+        with acquisition.timing("replay_fixed"):
             _, content = facility.store.model_store.get(serving.model_id)
             mosaic, _ = replay_run(fixed_run, content)
         point = FixedPoint(scan.number, serving.model_id, self.reference.score(mosaic))
         self.result.fixed.append(point)
-        truth, image = self.reference.panels(mosaic, f"reserved scan after scan {scan.number}")
+        truth, image = self.reference.panels(mosaic, f"fixed scan after scan {scan.number}")
         self._fixed_panels = [truth, image]
-        self.display.note(f"   reserved scan read by the new model: SSIM {point.ssim.ssim:.3f}")
+        self.display.note(f"   fixed scan read by the new model: SSIM {point.ssim.ssim:.3f}")
 
     def _disturb(self, acquisition: Acquisition) -> None:
         if self._disturb_next and len(self.result.scans) > 1:
@@ -163,9 +168,9 @@ class SimulatedDemo:
         if result.fixed:
             last = result.fixed[-1].ssim
             live = [(s.number, s.ssim.ssim) for s in result.scans if s.ssim is not None and s.purpose == "train"]
-            letters = [(s.number, s.ssim.ssim) for s in result.scans if s.ssim is not None and s.purpose == "test"]
+            letters = [(s.number, s.ssim.ssim) for s in result.scans if s.ssim is not None and s.title == "letters"]
             curves = {
-                "reserved scan, each promoted model": (
+                "fixed scan, each promoted model": (
                     [p.number for p in result.fixed],
                     [p.ssim.ssim for p in result.fixed],
                 ),
@@ -176,8 +181,8 @@ class SimulatedDemo:
             path = draw_curve(folder / "learning.png", curves, x_label="scans seen", y_label="SSIM with the truth",
                               levels=levels)  # fmt: skip
             result.pictures["SSIM against scans seen (simulated)"] = path
-            path = draw_panels(folder / "reserved.png", self._fixed_panels)
-            result.pictures["The reserved scan, read by the last model"] = path
+            path = draw_panels(folder / "fixed.png", self._fixed_panels)
+            result.pictures["The fixed scan, read by the last model"] = path
 
 
 def summary(result: DemoResult) -> str:
@@ -188,7 +193,7 @@ def summary(result: DemoResult) -> str:
         return f"{generated} frames, {lost} lost; no model was promoted."
     first, last = result.fixed[0].ssim.ssim, result.fixed[-1].ssim.ssim
     return (
-        f"{generated} frames in {len(result.scans)} scans, {lost} lost. A scan reserved from training is read at "
+        f"{generated} frames in {len(result.scans)} scans, {lost} lost. A scan never learned from is read at "
         f"SSIM {first:.2f} after the first scan and {last:.2f} after scan {result.fixed[-1].number} "
         f"(a constant image scores {result.fixed[-1].ssim.constant:.2f})."
     )

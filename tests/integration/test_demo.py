@@ -40,12 +40,12 @@ def test_a_disturbed_demo_loses_nothing(tmp_path):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     content = json.loads((folder / "report.json").read_text())
     rows = {row["metric"]: row for row in content["rows"]}
-    assert rows["frames_generated"]["ours"] == 6 * 120
+    assert rows["frames_generated"]["ours"] == 7 * 120
     assert rows["frames_lost"]["ours"] == 0
     assert rows["frames_unaccounted"]["ours"] == 0
     assert "ssim_final" in rows
     assert {f"ssim_fixed_{k}" for k in (1, 2, 3, 4)} <= set(rows) or content["remarks"]
-    assert len(content["runs"]) == 6
+    assert len(content["runs"]) == 7
     assert all(run["frames"]["inferred"] == 120 for run in content["runs"])
     assert len(content["remarks"]) == 4
     page = (folder / "index.html").read_text()
