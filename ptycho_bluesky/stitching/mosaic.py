@@ -84,9 +84,10 @@ class MosaicBuilder:
         return self._weight
 
     def set_weight(self, weight: NDArray[np.float32]) -> None:
-        """Change the weight of patches added from now on (a new model may state another)."""
-        if weight.shape != tuple(self.patch_shape):
-            raise InputError(f"weight of shape {weight.shape}", f"patches have shape {self.patch_shape}")
+        """Change the weight, and with it the shape, of patches added from now on (a new model may have others)."""
+        if weight.ndim != 2:
+            raise InputError(f"weight of shape {weight.shape}", "it must be (h, w)")
+        self.patch_shape = (weight.shape[0], weight.shape[1])
         self._weight = np.ascontiguousarray(weight, dtype=np.float32)
 
     def add(self, phase_rad: NDArray[np.float32], position_m: ArrayLike) -> NDArray[np.bool_]:
@@ -104,8 +105,8 @@ class MosaicBuilder:
             False for a patch that was not placed: its position or phase is not finite, or it lies beyond the largest
             canvas.
         """
-        phase_rad = self._check_patches(phase_rad)
-        corner, placed = self._corners(position_m, grow=True)
+        phase_rad = self._check_patches(phase_rad, self.patch_shape)
+        corner, placed = self._corners(position_m, self.patch_shape, grow=True)
         placed &= np.isfinite(phase_rad).all(axis=(1, 2))
         self._put(phase_rad[placed], corner[placed], self._weight, 1)
         return placed
@@ -133,11 +134,11 @@ class MosaicBuilder:
         ndarray of bool, shape (n,)
             Whether each was moved; one whose new position cannot be placed stays.
         """
-        phase_rad = self._check_patches(phase_rad)
-        used = self._weight if weight is None else weight
-        _, placed = self._corners(new_m, grow=True)
-        old, old_placed = self._corners(old_m, grow=False)
-        new, _ = self._corners(new_m, grow=False)
+        used = self._weight if weight is None else np.ascontiguousarray(weight, dtype=np.float32)
+        shape = (used.shape[0], used.shape[1])
+        phase_rad = self._check_patches(phase_rad, shape)
+        new, placed = self._corners(new_m, shape, grow=True)
+        old, old_placed = self._corners(old_m, shape, grow=False)
         placed &= old_placed
         self._put(phase_rad[placed], old[placed], used, -1)
         self._put(phase_rad[placed], new[placed], used, 1)
@@ -145,7 +146,8 @@ class MosaicBuilder:
 
     def add_values(self, values: NDArray[np.float32], position_m: ArrayLike, sign: int = 1) -> NDArray[np.bool_]:
         """Add (or, with sign −1, take out) the values (n, 3) of `MAPS` at positions (n, 2)."""
-        corner, placed = self._corners(position_m, grow=sign > 0)
+        shape = (self._map_weight.shape[0], self._map_weight.shape[1])
+        corner, placed = self._corners(position_m, shape, grow=sign > 0)
         values = np.ascontiguousarray(values[placed], dtype=np.float32)
         paint_values(self._map_sums, self._map_weight_sum, values, self._map_weight, corner[placed], sign)
         return placed
@@ -158,9 +160,10 @@ class MosaicBuilder:
         maps = {name: self._map_sums[i] * scale for i, name in enumerate(MAPS)}
         return MosaicImage(phase, weight, self._coverage.copy(), variance, maps, self.frame)
 
-    def _check_patches(self, phase_rad: NDArray[np.float32]) -> NDArray[np.float32]:
-        if phase_rad.ndim != 3 or phase_rad.shape[1:] != tuple(self.patch_shape):
-            raise InputError(f"patches of shape {phase_rad.shape}", f"they must be (n, {self.patch_shape})")
+    @staticmethod
+    def _check_patches(phase_rad: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+        if phase_rad.ndim != 3 or phase_rad.shape[1:] != shape:
+            raise InputError(f"patches of shape {phase_rad.shape}", f"they must be (n, {shape[0]}, {shape[1]})")
         return np.ascontiguousarray(phase_rad, dtype=np.float32)
 
     def _put(
@@ -180,29 +183,31 @@ class MosaicBuilder:
                 sign,
             )
 
-    def _corners(self, position_m: ArrayLike, grow: bool) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def _corners(
+        self, position_m: ArrayLike, shape: tuple[int, int], grow: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Canvas positions (n, 2) of the patches' corners, and which of them lie on the canvas."""
         position_m = np.asarray(position_m, dtype=np.float64).reshape(-1, 2)
-        half = np.array([size // 2 for size in self.patch_shape], dtype=np.float64)
+        half = np.array([size // 2 for size in shape], dtype=np.float64)
         finite: NDArray[np.bool_] = np.asarray(np.isfinite(position_m).all(axis=1))
         # rounded, so that a patch is found again where it was placed after the canvas's origin has moved
         corner = np.round(self.frame.to_px(np.where(finite[:, None], position_m, 0.0)) - half, 6)
-        inside = finite & self._inside(corner)
+        inside = finite & self._inside(corner, shape)
         if grow and not inside[finite].all():
             for outside in position_m[finite & ~inside]:
-                self._grow(outside)
-            return self._corners(position_m, grow=False)
+                self._grow(outside, shape)
+            return self._corners(position_m, shape, grow=False)
         return corner, inside
 
-    def _inside(self, corner: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def _inside(self, corner: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
         # one pixel more than the patch: the bilinear spread reaches it
-        limit = np.array(self.frame.shape) - np.array(self.patch_shape) - 1
+        limit = np.array(self.frame.shape) - np.array(shape) - 1
         return np.asarray(((corner >= 0) & (corner < limit)).all(axis=1))
 
-    def _grow(self, position_m: NDArray[np.float64]) -> None:
+    def _grow(self, position_m: NDArray[np.float64], shape: tuple[int, int]) -> None:
         """Enlarge the canvas so that a patch at the position fits; nothing happens where it would be too large."""
-        margin = max(self.patch_shape) // 2
-        needed = ObjectFrame.around(position_m[None], self.patch_shape, self.frame.pixel_size_m, margin)
+        margin = max(shape) // 2 + max(self.frame.shape) // 4  # so that a scan without plan grows it few times
+        needed = ObjectFrame.around(position_m[None], shape, self.frame.pixel_size_m, margin)
         # the canvas keeps its own grid: shifts are whole pixels
         first = np.floor(self.frame.to_px([needed.origin_m])[0]).astype(np.int64)
         low = np.minimum(first, 0)

@@ -252,6 +252,11 @@ class Ledger:
         first = np.array([log.segment.first_frame_index for log in self._logs], dtype=np.int64)
         return first[slots >> _SHIFT] + (slots & _MASK)
 
+    def position_source(self, slots: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """A `PositionSource` for each of the slots (n,)."""
+        rows = [self._row(slot) for slot in slots]
+        return np.array([log.position_source[offset] for log, offset in rows], dtype=np.uint8)
+
     def generated(self) -> int:
         """Frames that the detector counted; while a segment runs, as far as seen."""
         return sum(log.generated for log in self._logs)
@@ -273,6 +278,13 @@ class Ledger:
             bool((~log.received[: log.generated] & (log.state[: log.generated] == FrameState.MISSED)).any())
             for log in self._logs
         )
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether two segments share ids (the counter was reset), or one has no counted end."""
+        spans = sorted((log.segment.first_unique_id, log.limit) for log in self._logs if log.limit)
+        shared = any(first + limit > second for (first, limit), (second, _) in pairwise(spans))
+        return shared or any(log.ended is None for log in self._logs)
 
     def note_row(self, slots: NDArray[np.int64]) -> None:
         """The file holds these frames: a segment without a counted end has at least as many."""
@@ -415,9 +427,13 @@ class RowJoiner:
 
     def _join_one(self, row: int, unique_id: int, timestamp_s: float) -> int:
         logs = self._ledger._logs
+        time_s = timestamp_s + self._ledger.clock_offset_s
         begun = [k for k, log in enumerate(logs) if log.first_row is not None and log.first_row <= row]
         if begun and logs[begun[-1]].holds(unique_id):
-            return self._take(begun[-1], unique_id)
+            # a row that was flushed only after the next arming carries an older time
+            timely = logs[begun[-1]].distance_s(time_s) <= self._ledger.clock_tolerance_s
+            if timely:
+                return self._take(begun[-1], unique_id)
         fitting = []
         for k in range(self._place, len(logs)):
             log = logs[k]
@@ -432,7 +448,6 @@ class RowJoiner:
             fitting.append(k)
         if not fitting:
             return NO_SLOT
-        time_s = timestamp_s + self._ledger.clock_offset_s
         # of segments equally near the earlier one, because rows come in order
         return self._take(min(fitting, key=lambda k: logs[k].distance_s(time_s)), unique_id)
 
