@@ -7,15 +7,18 @@ Everything is plain numpy, in object pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.records import LabelSet
 
 __all__ = [
     "AreaSplit",
+    "hold_out_area",
     "patch_reach",
     "pearson_in_mask",
     "scored_pixel_mask",
@@ -92,6 +95,41 @@ def split_by_area(
         )
     distance = along[held_out].min() - along[train].max()
     return AreaSplit(train, held_out, (float(direction[0]), float(direction[1])), float(distance))
+
+
+def hold_out_area(labels: LabelSet, fraction: float = 0.1, gap_px: float | None = None) -> tuple[LabelSet, LabelSet]:
+    """Split a label set by area, for a validation that overlapping neighbours do not flatter.
+
+    Parameters
+    ----------
+    labels : LabelSet
+    fraction : float
+        Of the frames that validate. Frames in the gap are lost to both.
+    gap_px : float, optional
+        In object pixels; half a patch by default.
+
+    Returns
+    -------
+    train, validation : LabelSet
+    """
+    if not 0.0 < fraction < 1.0:
+        raise InputError(f"fraction = {fraction}", "it lies in (0, 1)")
+    gap = labels.phase_rad.shape[-1] / 2 if gap_px is None else gap_px
+    pixel = 1.0 if np.isnan(labels.pixel_size_m) else labels.pixel_size_m
+    position = np.asarray(labels.position_m) / pixel
+    along = np.sort(position[:, 1])
+    # the edge lies one gap before the frames that validate
+    edge = np.quantile(along, 1.0 - fraction) - gap
+    trained = np.count_nonzero(along <= edge) / len(along)
+    if trained <= 0:
+        raise InputError(f"a gap of {gap} px in a scan {np.ptp(along):.0f} px wide", "frames are needed on both sides")
+    split = split_by_area(position, gap, trained)
+    return _select(labels, split.train), _select(labels, split.held_out)
+
+
+def _select(labels: LabelSet, rows: NDArray[Any]) -> LabelSet:
+    columns = ("image", "phase_rad", "amplitude", "position_m", "frame_index")
+    return replace(labels, **{name: np.asarray(getattr(labels, name))[rows] for name in columns})
 
 
 def patch_reach(shape: tuple[int, int], centre_px: ArrayLike, patch_shape: tuple[int, int]) -> NDArray[np.int32]:

@@ -30,7 +30,7 @@ class BatchLoader:
     new_fraction : float
         Part of each batch drawn from the new runs alone; 0 draws all alike.
     operations : sequence of str
-        D4 operations of which one is applied to each batch, frames and labels together.
+        D4 operations of which one, drawn anew for every frame, is applied to frame and label together.
     """
 
     def __init__(
@@ -71,10 +71,12 @@ class BatchLoader:
     def batch(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Counts (batch, 1, H, W) and labels (batch, 1, h, w) of a step, both float32."""
         index = self.indices(step)
-        operation = self.operations[np.random.default_rng([self.seed, 2, step]).integers(len(self.operations))]
-        image = apply_d4(self.arrays.image[index].astype(np.float32), operation)
-        phase = apply_d4(self.arrays.phase_rad[index], operation)
-        return np.ascontiguousarray(image)[:, None], np.ascontiguousarray(phase, dtype=np.float32)[:, None]
+        image, phase = self.arrays.image[index].astype(np.float32), self.arrays.phase_rad[index]
+        drawn = np.random.default_rng([self.seed, 2, step]).integers(len(self.operations), size=len(index))
+        for number in np.unique(drawn):
+            rows, operation = drawn == number, self.operations[number]
+            image[rows], phase[rows] = apply_d4(image[rows], operation), apply_d4(phase[rows], operation)
+        return image[:, None], phase[:, None]
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:

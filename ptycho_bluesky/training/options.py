@@ -24,7 +24,10 @@ class TrainOptions(BaseModel):
     recipe: Literal["default", "published"] = "default"
     frames_per_scan: int = Field(default=24_000, ge=1, description="Frame-updates spent for each new scan.")
     batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak of the default recipe's cycles.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Of the default recipe, after its rise.")
+    average_frames: int = Field(
+        default=8000, ge=0, description="Frame-updates over which the served weights are averaged; 0 serves the last."
+    )
     seed: int = 0
     num_threads: int = Field(default=2, ge=1)
     new_fraction: float = Field(

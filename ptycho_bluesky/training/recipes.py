@@ -21,8 +21,8 @@ from ptycho_bluesky.training.options import TrainOptions
 
 __all__ = ["Plan", "learning_rate", "make_plan", "start_preprocessing"]
 
-WARM_UP = 0.1
-"""Part of a cycle in which the learning rate rises."""
+WARM_UP_STEPS = 100
+"""Steps over which the learning rate rises, while Adam's second moments settle."""
 PUBLISHED_BATCH = 64
 PUBLISHED_RATES = (1e-4, 5e-4)
 PUBLISHED_HALF_CYCLE_EPOCHS = 6
@@ -46,6 +46,8 @@ class Plan:
         Weight of a pixel in the L1 loss; its mean is 1.
     recipe : {"default", "published"}
     peak_rate : float
+    average_steps : float
+        Horizon of the running mean of the weights that is served; 0 serves the last weights.
     """
 
     num_steps: int
@@ -56,6 +58,7 @@ class Plan:
     loss_weight: NDArray[np.float32]
     recipe: str
     peak_rate: float
+    average_steps: float = 0.0
 
 
 def make_plan(options: TrainOptions, num_frames: int, num_new_runs: int, weight: NDArray[np.float32]) -> Plan:
@@ -93,24 +96,23 @@ def make_plan(options: TrainOptions, num_frames: int, num_new_runs: int, weight:
         loss_weight=lit / lit.mean(),
         recipe="default",
         peak_rate=options.learning_rate,
+        average_steps=options.average_frames / options.batch_size,
     )
 
 
 def learning_rate(plan: Plan, step: int) -> float:
     """Learning rate of a step (from 0).
 
-    Default: one cycle, a linear rise over a tenth, then half a cosine to zero, so that every training ends annealed and
-    its model can be used. Published: triangular2 (Smith, WACV 2017), the amplitude halved after every cycle.
+    Default: constant after a short rise; what is served is the running mean of the weights, so that every training ends
+    usable and the next one goes on at full speed. Published: triangular2 (Smith, WACV 2017), the amplitude halved after
+    every cycle.
     """
     if plan.recipe == "published":
         half = PUBLISHED_HALF_CYCLE_EPOCHS * plan.steps_per_epoch
         cycle, place = divmod(step, 2 * half)
         low, high = PUBLISHED_RATES
         return low + (high - low) * (1 - abs(place / half - 1)) / 2**cycle
-    done = (step + 0.5) / plan.num_steps
-    if done < WARM_UP:
-        return plan.peak_rate * done / WARM_UP
-    return plan.peak_rate * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+    return plan.peak_rate * min(1.0, (step + 1) / WARM_UP_STEPS)
 
 
 def start_preprocessing(recipe: str, arrays: TrainingArrays) -> Preprocessing:

@@ -23,6 +23,7 @@ from ptycho_bluesky.models.export import from_onnx, to_onnx
 from ptycho_bluesky.models.ptychonn import PtychoNN2
 from ptycho_bluesky.models.reader import PhaseReader
 from ptycho_bluesky.records import LabelSet, ModelRecord, ModelStage
+from ptycho_bluesky.training.averaging import WeightAverage
 from ptycho_bluesky.training.checkpoint import Checkpoint
 from ptycho_bluesky.training.corpus import Corpus, TrainingArrays, join_label_sets
 from ptycho_bluesky.training.evaluate import evaluate, label_weight, predict
@@ -134,6 +135,12 @@ def train(
     began = time.monotonic()
     options = options or TrainOptions()
     arrays = _arrays(corpus)
+    if options.recipe == "published" and validation is None:
+        raise InputError(
+            "the published recipe without validation labels",
+            "it keeps the weights of the best validation",
+            "hold an area out with training.area_split.hold_out_area, or name another run",
+        )
     torch.set_num_threads(options.num_threads)
     start = _start(options, arrays, parent)
     new_runs = tuple(uid for uid in arrays.run_uids if uid not in start.trained_runs)
@@ -297,6 +304,7 @@ class _Training:
         self.network: nn.Module = reader.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimiser = torch.optim.Adam(self.network.parameters(), plan.peak_rate, fused=True)
         self.weight = torch.from_numpy(plan.loss_weight).to(self.device)
+        self.average = WeightAverage(self.network, plan.average_steps) if plan.average_steps else None
         self.step = 0
         self.points: list[tuple[int, float, float]] = []
         self.running: list[float] = []
@@ -319,10 +327,10 @@ class _Training:
             if time.monotonic() - saved > self.options.checkpoint_period_s:
                 self._save()
                 saved = time.monotonic()
-        if self.plan.keep_best:
-            self._keep_if_best()
-            if self.best is not None:
-                self.network.load_state_dict(self.best[1])
+        if self.average is not None:
+            self.average.swap()
+        if self.best is not None:
+            self.network.load_state_dict(self.best[1])
         self.network.eval()
 
     def curve(self) -> dict[str, NDArray[Any]]:
@@ -344,6 +352,8 @@ class _Training:
         self.optimiser.step()
         self.running.append(float(loss.detach()))
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
 
     def _log_point(self, progress: Progress | None) -> None:
         loss = float(np.mean(self.running))
@@ -379,6 +389,7 @@ class _Training:
                     "points": self.points,
                     "running": self.running,
                     "best": self.best,
+                    "average": None if self.average is None else self.average.mean,
                 }
             )
 
@@ -390,4 +401,6 @@ class _Training:
         self.best = state["best"]
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average.load(state["average"])
         log.info("training goes on from step %d of %d", self.step, self.plan.num_steps)

@@ -5,6 +5,7 @@ import pytest
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.training.area_split import (
+    hold_out_area,
     patch_reach,
     pearson_in_mask,
     scored_pixel_mask,
@@ -86,3 +87,13 @@ def test_pearson_inside_a_mask():
     assert np.isnan(pearson_in_mask(a * 0, a, mask))
     with pytest.raises(InputError, match="at least two"):
         pearson_in_mask(a, a, a > 100)
+
+
+def test_a_held_out_area_shares_no_neighbour(labels_a):
+    train, validation = hold_out_area(labels_a, fraction=0.2, gap_px=10)
+    assert len(train) > len(validation) >= 0.15 * len(labels_a)
+    apart = train.position_m[:, None, 1] - validation.position_m[None, :, 1]
+    assert np.abs(apart).min() >= 10 * labels_a.pixel_size_m * (1 - 1e-9)
+    np.testing.assert_array_equal(validation.image, labels_a.image[validation.frame_index])
+    with pytest.raises(InputError, match="both sides"):
+        hold_out_area(labels_a, gap_px=1000)

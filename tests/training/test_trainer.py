@@ -11,6 +11,7 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import D4_OPERATIONS
 from ptycho_bluesky.models.export import from_onnx, read_manifest
 from ptycho_bluesky.simulation.forward import diffract
+from ptycho_bluesky.training.averaging import WeightAverage
 from ptycho_bluesky.training.corpus import Corpus, join_label_sets
 from ptycho_bluesky.training.evaluate import evaluate, stitch_patches
 from ptycho_bluesky.training.loader import BatchLoader
@@ -104,10 +105,10 @@ def test_published_recipe_is_what_was_published(labels_a, reserved):
     np.testing.assert_array_equal(plan.loss_weight, 1)
 
 
-def test_parents_that_do_not_fit_are_refused(labels_a):
+def test_parents_that_do_not_fit_are_refused(labels_a, reserved):
     parent = train([labels_a], QUICK.model_copy(update={"frames_per_scan": 16})).content
     with pytest.raises(InputError, match="preprocessing"):
-        train([labels_a], QUICK.model_copy(update={"recipe": "published"}), parent=parent)
+        train([labels_a], QUICK.model_copy(update={"recipe": "published"}), parent=parent, validation=reserved)
     with pytest.raises(InputError, match="a pixel"):
         train([replace(labels_a, pixel_size_m=1e-8)], QUICK, parent=parent)
     small = replace(
@@ -175,3 +176,26 @@ def test_stitched_labels_score_one_and_a_constant_nothing(labels_a):
     figures = evaluate(result.content, labels_a)
     assert abs(figures["constant"]) < 0.05
     assert figures["frames"] == len(labels_a)
+
+
+def test_the_published_recipe_asks_for_validation(labels_a):
+    with pytest.raises(InputError, match="hold an area out"):
+        train([labels_a], QUICK.model_copy(update={"recipe": "published"}))
+
+
+def test_served_weights_are_the_running_mean():
+    network = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(network, horizon_steps=4)
+    trace = []
+    for step in range(1, 41):
+        with torch.no_grad():
+            network.weight.fill_(float(step))
+        average.update(step)
+        trace.append(float(average.mean[0]))
+    # the mean of a ramp lags by its horizon, less one step
+    assert trace[-1] == pytest.approx(40 - 3, abs=0.1)
+    assert trace[0] < 1.01
+    average.swap()
+    assert float(network.weight) == pytest.approx(trace[-1])
+    average.swap()
+    assert float(network.weight) == 40
