@@ -163,8 +163,10 @@ class Beamline:
 
         self._changed = wake
         while True:
+            # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), REFRESH_S)
+                async with asyncio.timeout(REFRESH_S):
+                    await changed.wait()
             changed.clear()
             for group in self.groups:
                 await group.refresh()

@@ -16,6 +16,7 @@ from simulated_iocs.channels import (
     RefreshedGroup,
     enum_pair,
     enum_readback,
+    guarded,
     index_of,
     long_string,
     number_pair,
@@ -155,10 +156,10 @@ class Cam(RefreshedGroup):
         self.acquire.setpoint.putter = self._put_acquire
         self.array_counter.setpoint.putter = self._put_counter
         self.array_callbacks.setpoint.putter = self._put_callbacks
-        self.size_x.setpoint.putter = self.size_y.setpoint.putter = self._put_size
+        self.size_x.setpoint.putter = self.size_y.setpoint.putter = guarded(self._put_size)
         for pair in (self.acquire_time, self.acquire_period):
-            pair.setpoint.putter = self._put_positive(pair)
-        self.num_images.setpoint.putter = self._put_positive(self.num_images)
+            pair.setpoint.putter = guarded(self._put_positive(pair))
+        self.num_images.setpoint.putter = guarded(self._put_positive(self.num_images))
 
     def _put_positive(self, pair: Any) -> Any:
         async def put(channel: Any, value: float) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from caproto import ChannelType, SkipWrite
+from caproto import AlarmSeverity, AlarmStatus, ChannelType, SkipWrite
 from caproto._data import ChannelEnum
 from caproto.server import PVGroup, get_pv_pair_wrapper, pvproperty
+
+from ptycho_bluesky.errors import InputError
 
 __all__ = [
     "LONG_ARRAY_BACKLOG",
@@ -17,12 +21,14 @@ __all__ = [
     "command",
     "enum_pair",
     "enum_readback",
+    "guarded",
     "index_of",
     "long_string",
     "long_string_pair",
     "number_pair",
     "number_readback",
     "publish",
+    "refuse",
     "setting",
     "short_string",
     "short_string_pair",
@@ -30,6 +36,8 @@ __all__ = [
     "switch_pair",
     "waveform",
 ]
+
+logger = logging.getLogger(__name__)
 
 LONG_STRING_CHARS = 256
 LONG_ARRAY_BACKLOG = 4
@@ -140,6 +148,32 @@ async def publish(channel: Any, value: Any) -> None:
 def index_of(channel: Any) -> int:
     """Index of an enum channel's present choice."""
     return int(channel.raw_value)
+
+
+async def refuse(channel: Any, error: Exception) -> None:
+    """Leave the value as it is: log why, raise the channel's alarm, complete the put.
+
+    An error in answer to a put would leave some clients waiting for its completion until their timeout.
+    """
+    logger.warning("put refused: %s", error)
+    await channel.alarm.write(status=AlarmStatus.WRITE, severity=AlarmSeverity.MAJOR_ALARM)
+    raise SkipWrite
+
+
+def guarded(putter: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Make a putter that may raise `InputError` refuse such values."""
+
+    async def put(channel: Any, value: Any) -> Any:
+        try:
+            result = await putter(channel, value)
+        except InputError as error:
+            await refuse(channel, error)
+            return None
+        if channel.alarm.severity != AlarmSeverity.NO_ALARM:
+            await channel.alarm.write(status=AlarmStatus.NO_ALARM, severity=AlarmSeverity.NO_ALARM)
+        return result
+
+    return put
 
 
 class Busy:

@@ -12,6 +12,7 @@ from ptycho_bluesky.errors import InputError
 from simulated_iocs.channels import (
     LONG_ARRAY_BACKLOG,
     RefreshedGroup,
+    guarded,
     index_of,
     long_string,
     number_readback,
@@ -98,12 +99,12 @@ class SimulationControls(RefreshedGroup):
         if recorded is not None:
             await self.recorded_y.write(np.ascontiguousarray(recorded[:, 0]), verify_value=False)
             await self.recorded_x.write(np.ascontiguousarray(recorded[:, 1]), verify_value=False)
-        self.sample.putter = self._put_sample
+        self.sample.putter = guarded(self._put_sample)
         for name in FRACTIONS:
-            getattr(self, name).putter = self._fraction(name)
+            getattr(self, name).putter = guarded(self._fraction(name))
         for name in FRAME_NUMBERS:
-            getattr(self, name).putter = self._frame_number(name)
-        self.delay.putter = self._put_delay
+            getattr(self, name).putter = guarded(self._frame_number(name))
+        self.delay.putter = guarded(self._put_delay)
         self.fault_seed.putter = self._put_fault_seed
 
     async def _put_sample(self, channel: Any, value: str) -> None:

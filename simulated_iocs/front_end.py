@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from ptycho_bluesky.errors import InputError
-from simulated_iocs.channels import RefreshedGroup, index_of, number_pair, number_readback, publish, switch_pair
+from simulated_iocs.channels import (
+    RefreshedGroup,
+    guarded,
+    index_of,
+    number_pair,
+    number_readback,
+    publish,
+    switch_pair,
+)
 from simulated_iocs.frames import Exposure
 
 __all__ = ["Attenuator", "Beam", "BeamMonitor", "Energy", "Shutter"]
@@ -34,7 +42,7 @@ class Attenuator(RefreshedGroup):
 
     async def prepare(self) -> None:
         """Refuse what lies outside 0 to 1."""
-        self.transmission.setpoint.putter = self._put
+        self.transmission.setpoint.putter = guarded(self._put)
 
     async def _put(self, channel: Any, value: float) -> None:
         if not 0.0 <= value <= 1.0:
@@ -66,7 +74,7 @@ class Energy(RefreshedGroup):
         """Show the initial energy, then accept new ones."""
         await publish(self.energy.setpoint, self._initial_eV)
         await publish(self.energy.readback, self._initial_eV)
-        self.energy.setpoint.putter = self._put
+        self.energy.setpoint.putter = guarded(self._put)
 
     async def _put(self, channel: Any, value: float) -> None:
         if self._initial_eV == 0.0 and value != 0.0:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -27,6 +28,7 @@ SWITCH_INTERVAL_S = 5e-4
 """The interpreter's thread switch interval; its default, 5 ms, is ten periods of a 2 kHz detector."""
 SEARCH_S = 0.5
 READY_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0
 
 
 def ready_line(beamline: Beamline) -> str:
@@ -120,7 +122,8 @@ async def serve(options: BeamlineOptions, on_ready: Callable[[Beamline], None] =
         await loop.run_in_executor(None, beamline.close)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
 
 
 async def _run_until(
@@ -141,4 +144,14 @@ async def _run_until(
 
 def run(options: BeamlineOptions, on_ready: Callable[[Beamline], None] = lambda beamline: None) -> None:
     """`serve` in an event loop of its own."""
-    asyncio.run(serve(options, on_ready))
+
+    async def serve_and_leave() -> None:
+        try:
+            await serve(options, on_ready)
+        finally:
+            # A task of the server that swallows its cancellation must not keep the process alive; the file is closed.
+            last_resort = threading.Timer(STOP_TIMEOUT_S, os._exit, args=(1,))
+            last_resort.daemon = True
+            last_resort.start()
+
+    asyncio.run(serve_and_leave())

@@ -12,7 +12,7 @@ from caproto.server import pvproperty
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from simulated_iocs.channels import Busy, RefreshedGroup
+from simulated_iocs.channels import Busy, RefreshedGroup, guarded, refuse
 
 __all__ = ["METRES_PER_UNIT", "MotorAxis", "Stage"]
 
@@ -84,9 +84,10 @@ class MotorAxis(RefreshedGroup):
             (fields.user_high_limit, self._limit_um),
         ):
             await channel.write(value, verify_value=False)
-        self.motor.putter = self._put_value
+        # Instead of a putter: caproto's own check of the limits answers with an error, a motor record does not.
+        self.motor.verify_value = self._put_value
         fields.stop.putter = self._put_stop
-        fields.velocity.putter = self._put_velocity
+        fields.velocity.putter = guarded(self._put_velocity)
         fields.user_low_limit.putter = self._put_limit
         fields.user_high_limit.putter = self._put_limit
         await self._share_limits(-self._limit_um, self._limit_um)
@@ -113,9 +114,16 @@ class MotorAxis(RefreshedGroup):
             self._target_um = self._position_um
         return 0
 
-    async def _put_value(self, channel: Any, value: float) -> None:
+    async def _put_value(self, value: float) -> None:
+        violation = int(not self.within_limits(value, value))
+        await self.motor.field_inst.limit_violation.write(violation)
+        if violation:
+            await refuse(self.motor, InputError(f"{self.prefix} = {value}", "it is outside the soft limits"))
         if self._driven:
-            raise InputError(f"{self.prefix} = {value}", "a trajectory moves this axis", "wait for it or abort it")
+            await refuse(
+                self.motor,
+                InputError(f"{self.prefix} = {value}", "a trajectory moves this axis", "wait for it or abort it"),
+            )
         await self.motor.write(value, verify_value=False)
         self._target_um = float(value)
         if not self.moving:

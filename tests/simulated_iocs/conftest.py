@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-
 from ioc_harness import Client, Ioc, running
 
 
