@@ -56,8 +56,8 @@ def reconstruct(
     Returns
     -------
     Reconstruction
-        In the gauge of the starting probe (see `ptycho_bluesky.reconstruction.gauge`). ``provenance`` tells which rows
-        were used and left out, with their errors, where the probe came from, versions and times.
+        In the gauge that `ptycho_bluesky.reconstruction.gauge` states. ``provenance`` tells which
+        frames (by ``frame_index``) were used and left out, where the probe came from, versions and times.
 
     Raises
     ------
@@ -76,11 +76,9 @@ def reconstruct(
     if not np.isfinite(error[-1]):
         raise InputError(f"the reconstruction diverged (error {error[-1]})", "", "use smaller steps or another probe")
     position_px = frame.to_px(measurement.position_m[selection.used])
-    final, fixed = fix_gauge(
-        obj.cpu().numpy(), modes.cpu().numpy(), start.wave, frame, position_px, estimated=start.estimated
-    )
+    final, fixed = fix_gauge(obj.cpu().numpy(), modes.cpu().numpy(), frame, position_px)
     kind = np.complex128 if options.dtype == "complex128" else np.complex64
-    result = Reconstruction(
+    return Reconstruction(
         object=final.astype(kind),
         probe=orthogonal_modes(fixed).astype(kind),
         position_m=measurement.position_m[selection.used],
@@ -96,7 +94,6 @@ def reconstruct(
             "duration_s": time.perf_counter() - clock,
         },
     )
-    return result
 
 
 def _engine(options: EngineOptions) -> Callable[..., tuple[Tensor, Tensor, NDArray[np.float64]]]:
@@ -117,15 +114,11 @@ def _starting_object(obj: NDArray[Any] | None, frame: ObjectFrame, like: Tensor)
 
 def _provenance(measurement: Measurement, selection: Selection, start: ProbeStart) -> dict[str, Any]:
     return {
-        "rows_used": selection.used.tolist(),
-        "rows_held_out": selection.held_out.tolist(),
+        "frames_used": np.asarray(measurement.frame_index)[selection.used].tolist(),
+        "frames_held_out": np.asarray(measurement.frame_index)[selection.held_out].tolist(),
         "frames_excluded": dict(selection.excluded),
-        "frame_index_used": np.asarray(measurement.frame_index)[selection.used].tolist(),
         "probe_start": start.source,
-        "gauge": (
-            "probe centred, object flat" if start.estimated else "probe and pupil centred as in the starting probe"
-        )
-        + "; over the light the mean of |O|² is 1 and the mean of O has phase 0",
+        "gauge": "probe centred, object flat, over the light mean |O|² = 1 and phase of mean O = 0",
         "pixel_size_known": measurement.pixel_size_m is not None,
         "versions": {"ptycho_bluesky": __version__, "torch": torch.__version__, "numpy": np.__version__},
     }

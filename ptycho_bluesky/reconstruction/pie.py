@@ -1,9 +1,9 @@
 """ePIE in mini-batches: object and probe from one pass over the frames after another.
 
-With batches of one frame this is ePIE (Maiden & Rodenburg, Ultramicroscopy 109, 1256, 2009, eqs. 4 and 5). In a batch the
-single-frame updates are added up where windows overlap and divided, at each pixel, by the larger of the summed
-illumination and the illumination's peak: overlapping frames are averaged instead of overshooting, lonely ones step as in ePIE.
-Several modes are projected together (Thibault & Menzel, Nature 494, 68, 2013).
+With batches of one frame this is ePIE (Maiden & Rodenburg, Ultramicroscopy 109, 1256, 2009, eqs. 4 and 5). In a batch
+the single-frame updates are added up where windows overlap and divided, at each pixel, by the larger of the summed
+illumination and the illumination's peak: overlapping frames are averaged instead of overshooting, lonely ones step as
+in ePIE. Several modes are projected together (Thibault & Menzel, Nature 494, 68, 2013).
 """
 
 from __future__ import annotations

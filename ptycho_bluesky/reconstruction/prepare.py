@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from ptycho_bluesky.errors import InputError
@@ -18,7 +19,16 @@ from ptycho_bluesky.reconstruction.forward import Scan
 from ptycho_bluesky.reconstruction.options import EngineOptions
 from ptycho_bluesky.records import Measurement
 
-__all__ = ["Selection", "i0_scale", "load_amplitude", "mean_counts", "prepare_scan", "select_frames", "torch_device"]
+__all__ = [
+    "Selection",
+    "frame_options",
+    "i0_scale",
+    "load_amplitude",
+    "mean_counts",
+    "prepare_scan",
+    "select_frames",
+    "torch_device",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +59,11 @@ class Selection:
     used: NDArray[np.int64]
     held_out: NDArray[np.int64]
     excluded: Mapping[str, int]
+
+
+def frame_options(options: Mapping[str, Any]) -> EngineOptions:
+    """The part of a reconstruction's stored options that tells how frames are read; defaults for engines of others."""
+    return EngineOptions.of(**{name: options[name] for name in ("normalise_i0", "dtype") if name in options})
 
 
 def select_frames(measurement: Measurement, options: EngineOptions, rows: ArrayLike | None = None) -> Selection:
@@ -174,7 +189,7 @@ def _choose_held_out(position: NDArray[np.float64], options: EngineOptions) -> N
     count = int(np.ceil(options.holdout_fraction * len(position)))
     if not count or len(position) <= NEIGHBOURS:
         return np.empty(0, dtype=np.int64)
-    distance, neighbour = cKDTree(position).query(position, k=NEIGHBOURS + 1)
+    distance, neighbour = (np.asarray(v) for v in KDTree(position).query(position, k=NEIGHBOURS + 1))
     # At the rim the neighbours all lie to one side.
     lean = np.linalg.norm(position[neighbour[:, 1:]].mean(axis=1) - position, axis=1)
     lean /= np.maximum(distance[:, 1:].mean(axis=1), np.finfo(np.float64).tiny)

@@ -50,11 +50,6 @@ class ProbeStart:
     wave: NDArray[np.complex64]
     source: str
 
-    @property
-    def estimated(self) -> bool:
-        """Whether it was found in the frames: its centre and pupil are then pulled aside by what the object scatters."""
-        return self.source == "mean frame"
-
 
 def starting_probe(
     measurement: Measurement,
@@ -73,8 +68,8 @@ def starting_probe(
     probe : ndarray of complex, shape (N, N) or (modes, N, N), optional
         Use this one, scaled to the counts.
     plate : ZonePlate, optional
-        Optics; by default ``metadata["zone_plate"]`` of the measurement, a mapping with the fields of `ZonePlate`. Needs
-        the geometry.
+        Optics; by default ``metadata["zone_plate"]`` of the measurement, a mapping with the fields of `ZonePlate`.
+        Needs the geometry.
 
     Returns
     -------
