@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bluesky.callbacks.json_writer import JSONLinesWriter
-from event_model import sanitize_doc
 
+from ptycho_bluesky.callbacks.plain import plain_document
 from ptycho_bluesky.errors import StorageError
 
 __all__ = ["RunJournal"]
@@ -126,7 +126,7 @@ class RunJournal:
         path = self.directory / f"{run}.jsonl"
         size = path.stat().st_size if path.exists() else 0
         try:
-            writer(name, sanitize_doc(doc))
+            writer(name, plain_document(doc))
         except OSError:
             if path.exists():
                 os.truncate(path, size)

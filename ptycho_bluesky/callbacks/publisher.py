@@ -6,16 +6,16 @@ from typing import Any, cast
 
 import msgpack
 from bluesky.callbacks.zmq import Publisher
-from event_model import sanitize_doc
 
 from ptycho_bluesky.callbacks.guard import Guarded
+from ptycho_bluesky.callbacks.plain import plain_document
 
 __all__ = ["DocumentPublisher", "pack_document"]
 
 
 def pack_document(doc: dict[str, Any]) -> bytes:
     """Pack a document into msgpack, NumPy values turned into plain ones: whoever reads it needs no object hook."""
-    return cast("bytes", msgpack.packb(sanitize_doc(doc), use_bin_type=True))
+    return cast("bytes", msgpack.packb(plain_document(doc), use_bin_type=True))
 
 
 class DocumentPublisher:

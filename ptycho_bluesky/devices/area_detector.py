@@ -101,5 +101,5 @@ class SlimPva(Device):
     """areaDetector pvAccess plugin (NDPluginPva)."""
 
     enable_callbacks = Cpt(EpicsSignalWithRBV, "EnableCallbacks", kind="omitted")
-    pv_name = Cpt(EpicsSignalRO, "PvName_RBV", kind="config", string=True)
+    pv_name = Cpt(EpicsSignalRO, "PvName_RBV", kind="omitted", string=True)
     dropped_arrays = Cpt(EpicsSignalRO, "DroppedArrays_RBV", kind="omitted")

@@ -7,14 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from ophyd import Component as Cpt
-from ophyd import Device, EpicsMotor
+from ophyd import Device, EpicsMotor, EpicsSignal
 
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["MOTOR_UNIT_M", "SampleStage"]
+__all__ = ["MOTOR_UNIT_M", "SampleStage", "StageMotor"]
 
 MOTOR_UNIT_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "μm": 1e-6, "micron": 1e-6, "nm": 1e-9}
 """Metres in a unit of a motor record's EGU field."""
+
+
+class StageMotor(EpicsMotor):
+    """Motor record whose unit reads as text with every control layer (caproto hands out bytes otherwise)."""
+
+    motor_egu = Cpt(EpicsSignal, ".EGU", kind="config", auto_monitor=True, string=True)
 
 
 class SampleStage(Device):
@@ -27,8 +33,8 @@ class SampleStage(Device):
     name : str
     """
 
-    x = Cpt(EpicsMotor, "m1")
-    y = Cpt(EpicsMotor, "m2")
+    x = Cpt(StageMotor, "m1")
+    y = Cpt(StageMotor, "m2")
 
     @property
     def axes(self) -> tuple[Any, Any]:
