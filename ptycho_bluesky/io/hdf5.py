@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,22 @@ import numpy as np
 
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["dataset", "float_attribute", "has_dataset", "is_unclosed", "open_file", "read_scalar", "read_string"]
+__all__ = [
+    "HDF5_SIGNATURE",
+    "dataset",
+    "float_attribute",
+    "has_dataset",
+    "is_unclosed",
+    "open_file",
+    "read_scalar",
+    "read_string",
+]
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+END_OF_FILE_OFFSET = {0: 40, 1: 44, 2: 28, 3: 28}
+"""Where superblocks of each version keep the end-of-file address, for the usual 8-byte addresses."""
+TRUNCATION_CHECKS = 5
+TRUNCATION_CHECK_PERIOD_S = 0.1
 
 
 def open_file(path: str | Path) -> h5py.File:
@@ -22,8 +38,10 @@ def open_file(path: str | Path) -> h5py.File:
     InputError
         The file is missing or is no readable HDF5.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise InputError(f"file {path}", "it does not exist", "check the path")
+    _refuse_truncated(path)
     try:
         # After a writer was killed nothing but SWMR opens the file.
         return h5py.File(path, "r", libver="latest", swmr=True)
@@ -31,6 +49,28 @@ def open_file(path: str | Path) -> h5py.File:
         raise InputError(
             f"{path}: {error}", "it must be a readable HDF5 file", "check it with h5dump, and that its writer uses SWMR"
         ) from error
+
+
+def _refuse_truncated(path: Path) -> None:
+    """Refuse a file that is shorter than it says: HDF5 would wait for the rest, for hours, as for a slow writer."""
+    size, stored = path.stat().st_size, _stored_size(path)
+    for _ in range(TRUNCATION_CHECKS):
+        if stored is None or size >= stored:
+            return
+        # A writer that lives may be between two writes.
+        time.sleep(TRUNCATION_CHECK_PERIOD_S)
+        size, stored = path.stat().st_size, _stored_size(path)
+    raise InputError(f"{path} of {size} bytes", f"it says that it has {stored}: it was cut short", "copy it again")
+
+
+def _stored_size(path: Path) -> int | None:
+    """Size that the superblock states (HDF5 File Format Specification 3.0, §II.A); None where there is none."""
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if len(head) < 64 or head[:8] != HDF5_SIGNATURE or head[8] not in END_OF_FILE_OFFSET:
+        return None
+    offset = END_OF_FILE_OFFSET[head[8]]
+    return int.from_bytes(head[offset : offset + 8], "little")
 
 
 def is_unclosed(path: str | Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,12 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.io.area_detector import FRAMES, read_area_detector
 from ptycho_bluesky.io.assemble import RawScan, StatedGeometry, assemble
 from ptycho_bluesky.io.cxi import is_cxi, read_cxi
-from ptycho_bluesky.io.hdf5 import has_dataset, open_file
+from ptycho_bluesky.io.hdf5 import HDF5_SIGNATURE, has_dataset, open_file
 from ptycho_bluesky.io.npz import read_npz
 from ptycho_bluesky.records import Measurement
 
 __all__ = ["read_measurement", "validate_measurement"]
 
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHECKED_FRAMES = 256
 """Frames that are checked at a time, so that a scan read on demand stays on disk."""
 
@@ -31,6 +31,7 @@ def read_measurement(
     object_pixel_m: float | None = None,
     limit: int | None = None,
     position_datasets: tuple[str, str] | None = None,
+    position_signs: tuple[int, int] = (1, 1),
 ) -> Measurement:
     """Read a scan: CXI, NXcxi_ptycho, areaDetector NeXus, tike's or PtychoNN's ``.npz`` (also ``.npz.bz2``).
 
@@ -46,6 +47,9 @@ def read_measurement(
     position_datasets : tuple of str, optional
         Datasets of y and x in an areaDetector file whose names are its beamline's own; their attribute ``units`` says
         in what they are.
+    position_signs : tuple of int
+        1 or −1 for y and x: what the stage's description says, where the file's positions are those of the sample
+        instead of the beam, or its axes point the other way. Kept in the metadata.
 
     Returns
     -------
@@ -61,7 +65,13 @@ def read_measurement(
     if limit is not None and limit < 1:
         raise InputError(f"limit = {limit}", "at least one frame is read")
     stated = StatedGeometry(energy_eV, distance_m, detector_pixel_m, object_pixel_m)
-    measurement = assemble(_reader(path, position_datasets)(path, limit), stated, run_uid=path.name)
+    if len(position_signs) != 2 or not set(position_signs) <= {1, -1}:
+        raise InputError(f"position_signs = {position_signs}", "each is 1 or -1, y first")
+    raw = _reader(path, position_datasets)(path, limit)
+    if position_signs != (1, 1):
+        metadata = {**raw.metadata, "position_signs": list(position_signs)}
+        raw = replace(raw, position=raw.position * np.array(position_signs), metadata=metadata)
+    measurement = assemble(raw, stated, run_uid=path.name)
     validate_measurement(measurement)
     return measurement
 

@@ -150,3 +150,23 @@ def test_missing_columns_are_named(path):
         area_detector.read_rows(path)
     with pytest.raises(InputError, match="I0"):
         read_measurement(path)
+
+
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.95])
+def test_file_that_was_cut_short_is_refused_at_once(path, part):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(InputError, match="it was cut short"):
+        read_measurement(path)
+
+
+@pytest.mark.parametrize("version", [None, "latest", ("v108", "v108")])
+def test_old_and_new_superblocks_are_read(tmp_path, version):
+    with h5py.File(tmp_path / "file.h5", "w", libver=version) as file:
+        file["x"] = np.arange(1000)
+    with area_detector.open_file(tmp_path / "file.h5") as file:
+        assert file["x"][999] == 999
+    content = (tmp_path / "file.h5").read_bytes()
+    (tmp_path / "file.h5").write_bytes(content[:-100])
+    with pytest.raises(InputError, match="it was cut short"):
+        area_detector.open_file(tmp_path / "file.h5")

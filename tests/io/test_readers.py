@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -114,9 +116,15 @@ def test_stated_geometry_wins_over_the_file(tmp_path, scan):
     np.testing.assert_allclose(full.position_m, scan.position_m, atol=1e-12)
 
 
-def test_detector_that_lies_turned_is_turned_back(tmp_path, scan):
-    from dataclasses import replace
+def test_signs_of_the_stage_are_stated_not_guessed(tmp_path, scan):
+    measurement = read_measurement(write_cxi(tmp_path / "scan.cxi", scan), position_signs=(-1, 1))
+    np.testing.assert_allclose(measurement.position_m, scan.position_m * (-1, 1), atol=1e-12)
+    assert measurement.metadata["position_signs"] == [-1, 1]
+    with pytest.raises(InputError, match="each is 1 or -1"):
+        read_measurement(tmp_path / "scan.cxi", position_signs=(0, 1))
 
+
+def test_detector_that_lies_turned_is_turned_back(tmp_path, scan):
     turned = replace(scan, image=apply_d4(scan.image, "rot90"))
     path = write_area_detector(tmp_path / "scan.h5", turned, replace(GEOMETRY, orientation="rot270"))
     measurement = read_measurement(path)
@@ -195,8 +203,6 @@ def test_more_positions_than_frames_are_noted(tmp_path, scan):
 
 
 def test_masked_pixels_may_hold_anything(tmp_path, scan):
-    from dataclasses import replace
-
     measurement = read_measurement(write_tike(tmp_path / "scan.npz", scan))
     image = measurement.image.copy()
     image[:, 7, 7] = np.nan
@@ -219,8 +225,6 @@ def test_masked_pixels_may_hold_anything(tmp_path, scan):
     ],
 )
 def test_measurements_that_do_not_fit_together_are_refused(tmp_path, scan, changes):
-    from dataclasses import replace
-
     measurement = read_measurement(write_tike(tmp_path / "scan.npz", scan))
     with pytest.raises(InputError):
         validate_measurement(replace(measurement, **changes))
@@ -297,8 +301,6 @@ def gradient_descent(measurement, rows, passes=4):
 
 def test_real_scan_is_read_as_it_was_measured(shared_data):
     """Of the orientations of the positions only the one as read lets the frames agree with one object."""
-    from dataclasses import replace
-
     star = read_measurement(shared_data / "siemens-star-small.npz.bz2")
     assert star.image.shape == (516, 128, 128)
     assert star.geometry is None
