@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.geometry import Geometry, ObjectFrame
+from ptycho_bluesky.geometry import Geometry, ObjectFrame, apply_d4
 from ptycho_bluesky.simulation.detector import DetectorModel
 from ptycho_bluesky.simulation.forward import iterate_diffraction
 from ptycho_bluesky.simulation.optics import ZonePlate, probe_diameter_m, zone_plate_probe
@@ -21,6 +21,8 @@ __all__ = ["Experiment", "FrameRenderer", "RenderedScan", "default_geometry"]
 
 DEFAULT_FLUX_PHOTONS_PER_S = 1.3e8
 """From the published doses: 20 000, 1 600, 250 photons/nm² at steps of 50, 180, 460 nm, all 5.2e7 photons in 0.4 s."""
+INVERSE_TURN = {"rot90": "rot270", "rot270": "rot90"}
+"""Every other operation of a detector's orientation is its own inverse."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class RenderedScan:
     Attributes
     ----------
     image : ndarray of unsigned int, shape (n, H, W)
-        Counts, zero frequency at ``[H//2, W//2]``.
+        Counts as the detector gives them, zero frequency at ``[H//2, W//2]``; ``geometry.orientation`` takes them to
+        canonical frames.
     position_m : ndarray of float64, shape (n, 2)
         Where the frames were really taken (y, x), jitter included.
     i0 : ndarray of float64, shape (n,)
@@ -206,9 +209,10 @@ class Experiment:
         photons = (i0 if shutter_open else np.zeros(n)).astype(np.float32)
         obj, frame = self.truth()
         image = np.empty((n, *self.frame_shape), dtype=self.detector.dtype)
+        turn = INVERSE_TURN.get(self.geometry.orientation, self.geometry.orientation)
         for rows, intensity in iterate_diffraction(self.probe, obj, frame.to_px(actual)):
             intensity *= photons[rows, None, None]
-            image[rows] = self.detector.expose(intensity, rng)
+            image[rows] = self.detector.expose(apply_d4(intensity, turn), rng)
             if progress is not None:
                 progress(rows.stop, n)
         return RenderedScan(image, actual, i0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -57,8 +58,9 @@ class RecordedScan:
 
     @property
     def geometry(self) -> Geometry | None:
-        """Geometry of the recording, None when unknown."""
-        return self._measurement.geometry
+        """Geometry of what is played, None when unknown: its frames are canonical, however the detector stood."""
+        geometry = self._measurement.geometry
+        return None if geometry is None else replace(geometry, orientation="identity")
 
     @property
     def probe(self) -> NDArray[Any] | None:

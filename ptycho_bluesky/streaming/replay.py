@@ -36,7 +36,9 @@ def measurement_documents(measurement: Measurement) -> Iterator[Document]:
         Start, one segment and its end; the stop document is left to the caller, after the frames.
     """
     uid = measurement.run_uid or "replay"
-    geometry = measurement.geometry.as_dict() if measurement.geometry is not None else None
+    # Frames of a measurement are canonical already: saying how the detector stood would turn them once more.
+    canonical = None if measurement.geometry is None else replace(measurement.geometry, orientation="identity")
+    geometry = None if canonical is None else canonical.as_dict()
     height, width = measurement.image.shape[1:]
     yield (
         "start",

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.geometry import spiral_positions_m
+from ptycho_bluesky.geometry import D4_OPERATIONS, apply_d4, spiral_positions_m
 from ptycho_bluesky.simulation import DetectorModel, Experiment, default_geometry, demo_map
 from ptycho_bluesky.simulation.forward import diffract
 
@@ -98,6 +99,16 @@ def test_experiment_is_rebuilt_exactly_from_json(experiment):
     again = Experiment.from_dict(json.loads(json.dumps(shaky.as_dict())))
     assert again == shaky
     np.testing.assert_array_equal(again.render(POSITIONS, 1e-3).image, shaky.render(POSITIONS, 1e-3).image)
+
+
+@pytest.mark.parametrize("orientation", D4_OPERATIONS)
+def test_turned_detector_gives_frames_that_its_orientation_turns_back(experiment, orientation):
+    exact = DetectorModel(poisson=False)
+    upright = Experiment.default(64, experiment.sample_map, detector=exact).render(POSITIONS[:3], 1e-3)
+    turned = Experiment(
+        replace(experiment.geometry, orientation=orientation), experiment.plate, experiment.sample_map, detector=exact
+    ).render(POSITIONS[:3], 1e-3)
+    np.testing.assert_array_equal(apply_d4(turned.image, orientation), upright.image)
 
 
 def test_progress_ends_with_all_frames(experiment):
