@@ -13,7 +13,7 @@ from ptycho_bluesky.errors import InputError
 
 __all__ = ["main"]
 
-COMMANDS: tuple[str, ...] = ("ioc", "tiled", "writer", "train")
+COMMANDS: tuple[str, ...] = ("ioc", "tiled", "writer", "reconstruct", "train", "worker", "models")
 """Subcommands in the order of ``--help``; each is the function ``command`` of the module of that name beside this."""
 
 

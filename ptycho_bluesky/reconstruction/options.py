@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ptycho_bluesky.config import ReconstructSettings
 from ptycho_bluesky.errors import InputError
 
 __all__ = ["EngineOptions", "EpieOptions"]
@@ -47,6 +48,12 @@ class EngineOptions(BaseModel):
         except ValidationError as error:
             where = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
             raise InputError(f"options of the reconstruction: {where}", "", "correct the named option") from error
+
+    @classmethod
+    def from_settings(cls, settings: ReconstructSettings, **values: Any) -> Self:
+        """Build the options from the settings, ``values`` winning; see `of` for the errors."""
+        common = {name: getattr(settings, name) for name in ("iterations", "batch_size", "probe_modes", "seed")}
+        return cls.of(**{**common, **values})
 
 
 class EpieOptions(EngineOptions):

@@ -30,7 +30,7 @@ VALID_FRACTION = 0.1
 """Illumination, relative to its peak, from which on a pixel of a patch is fully valid."""
 MIN_HELD_OUT = 0.05
 MAX_RATIO = 1.5
-MIN_EXPLAINED = 0.5
+MIN_EXPLAINED = 0.65
 ERROR_FLOOR = 1e-3
 """Errors below this are as good as none: their ratio says nothing."""
 
@@ -237,6 +237,7 @@ def illumination_weight(
 
 
 def check_labels(
+    labels: LabelSet,
     reconstruction: Reconstruction,
     measurement: Measurement,
     *,
@@ -248,6 +249,8 @@ def check_labels(
 
     Parameters
     ----------
+    labels : LabelSet
+        What `make_labels` cut from the reconstruction.
     reconstruction : Reconstruction
         Made with a ``holdout_fraction`` of at least ``min_held_out``.
     measurement : Measurement
@@ -279,6 +282,11 @@ def check_labels(
             f"reconstruct with holdout_fraction ≥ {min_held_out}",
         )
     options = frame_options(reconstruction.options)
+    if not len(labels) or labels.run_uid != reconstruction.run_uid:
+        raise InputError(
+            f"{len(labels)} labels of run {labels.run_uid!r} for a reconstruction of {reconstruction.run_uid!r}",
+            "both must be of one run",
+        )
     figures = _held_out_figures(reconstruction, measurement, used, held_out, options)
     figures |= {
         "ratio_limit": max_ratio,
@@ -287,6 +295,8 @@ def check_labels(
         "frames_used": float(len(used)),
         "frames_held_out": float(len(held_out)),
     }
+    if not (np.isfinite(labels.phase_rad).all() and np.isfinite(labels.amplitude).all()):
+        return LabelCheck(False, "some labels are not finite: the reconstruction diverged", figures)
     if not figures["explained"] >= min_explained:
         reason = (
             f"the reconstruction explains {figures['explained']:.2f} of the held-out frames' variation, less than "
@@ -295,8 +305,8 @@ def check_labels(
         return LabelCheck(False, reason, figures)
     if not figures["ratio"] <= max_ratio:
         reason = (
-            f"the error of held-out frames is {figures['ratio']:.2f} times that of used ones, more than {max_ratio:.2f}: "
-            "the object is not determined between the positions"
+            f"the error of held-out frames is {figures['ratio']:.2f} times that of used ones, more than "
+            f"{max_ratio:.2f}: the object is not determined between the positions"
         )
         return LabelCheck(False, reason, figures)
     reason = (
