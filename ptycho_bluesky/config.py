@@ -171,6 +171,7 @@ class WorkerSettings(_Section):
     max_workers: int = Field(default=1, ge=1)
     retries: int = Field(default=3, ge=0)
     catch_up_period_s: float = Field(default=30.0, gt=0)
+    min_frames: int = Field(default=50, ge=1, description="Runs with fewer frames are skipped.")
 
 
 class Settings(BaseSettings):

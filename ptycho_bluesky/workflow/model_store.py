@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import numpy as np
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.records import ModelRecord, ModelStage
+from ptycho_bluesky.training.registry import content_id, find_serving
 from ptycho_bluesky.workflow.client import get_child, jsonable, put_array, reachable
 
 __all__ = ["TiledModelStore"]
@@ -50,7 +50,7 @@ class TiledModelStore:
         UnreachableError
             Tiled does not answer.
         """
-        model_id = hashlib.sha256(content).hexdigest()
+        model_id = content_id(content)
         if record.model_id != model_id:
             raise InputError(
                 f"model_id {record.model_id!r}", f"a model is named by the SHA-256 of its content, {model_id}"
@@ -79,7 +79,7 @@ class TiledModelStore:
         with reachable(self._uri):
             node = self._node(model_id)
             content = self._read(node)
-        if hashlib.sha256(content).hexdigest() != node.item["id"]:
+        if content_id(content) != node.item["id"]:
             raise InputError(
                 f"model {model_id}", "its content does not have the hash that names it", "register it once more"
             )
@@ -95,7 +95,12 @@ class TiledModelStore:
             found = {key: node.metadata for key, node in self._container.items()}
         return dict(sorted(found.items(), key=lambda item: item[1].get("created_s") or 0.0))
 
-    def set_stage(self, model_id: str, stage: ModelStage, reason: str) -> ModelRecord:
+    def describe(self, model_id: str) -> dict[str, Any]:
+        """Metadata of one model; its id may be shortened."""
+        with reachable(self._uri):
+            return dict(self._node(model_id).metadata)
+
+    def set_stage(self, model_id: str, stage: ModelStage, reason: str = "") -> ModelRecord:
         """Move a model to a stage; the reason goes into its log. Returns the new record.
 
         Raises
@@ -116,12 +121,26 @@ class TiledModelStore:
         return record
 
     def serving(self, regime: Mapping[str, Any] | None = None) -> ModelRecord | None:
-        """The model promoted last, among those of a regime if one is given; None before any was promoted."""
-        promoted = [record for record in self.records() if record.stage is ModelStage.PROMOTED]
-        if regime is not None:
-            wanted = jsonable(regime)
-            promoted = [record for record in promoted if jsonable(record.regime) == wanted]
-        return max(promoted, key=lambda record: record.promoted_s, default=None)
+        """The model promoted last, among those that fit a regime if one is given; None before any was promoted."""
+        return find_serving(self.records(), regime)
+
+    def rollback(self, reason: str = "") -> tuple[ModelRecord, ModelRecord | None]:
+        """Retire the serving model, so that the one promoted before it serves.
+
+        Returns
+        -------
+        tuple of ModelRecord
+            The retired model, and the one that serves now (None if there is none).
+
+        Raises
+        ------
+        InputError
+            No model serves.
+        """
+        serving = self.serving()
+        if serving is None:
+            raise InputError("no model serves", "there is nothing to go back from", "promote one")
+        return self.set_stage(serving.model_id, ModelStage.RETIRED, reason), self.serving()
 
     def _node(self, model_id: str) -> Any:
         node = get_child(self._container, model_id)

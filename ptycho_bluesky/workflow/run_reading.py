@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.io.area_detector import read_rows
+from ptycho_bluesky.preprocess import Canonical
 from ptycho_bluesky.records import Measurement, Segment
 from ptycho_bluesky.workflow.client import get_child, jsonable
 
@@ -106,7 +107,7 @@ def read_measurement(
     run : tiled BlueskyRun
         Its start document must hold ``ptycho``.
     object_pixel_m : float, optional
-        Pixel at the sample, for a run that states neither geometry nor pixel.
+        Pixel at the sample, used for a run that states neither geometry nor pixel.
     prefer_file : bool, optional
         Read the detector's file itself where it can be opened from here; by default for runs that did not end with
         success, whose file may hold more, or less, than their documents announced.
@@ -116,7 +117,7 @@ def read_measurement(
     Returns
     -------
     Measurement
-        Rows sorted by frame index; frames as stored, ``metadata["orientation"]`` telling how their axes lie.
+        Canonical frames (see `ptycho_bluesky.preprocess`), rows sorted by frame index.
 
     Raises
     ------
@@ -146,7 +147,7 @@ def read_measurement(
     if not len(order):
         raise InputError(f"run {uid}", "none of its frames belongs to it by unique id", "look at its 'segments' stream")
     geometry = Geometry.from_dict(ptycho.get("geometry"))
-    pixel = object_pixel_m or ptycho.get("pixel_size_m") or (geometry.object_pixel_m if geometry else None)
+    pixel = ptycho.get("pixel_size_m") or (geometry.object_pixel_m if geometry else object_pixel_m)
     if not pixel:
         raise InputError(f"run {uid}", "it states neither geometry nor pixel size", "give --object-pixel-m")
     planned = sum(segment.num_frames for segment in segments) if segments else len(index)
@@ -166,7 +167,7 @@ def read_measurement(
     if cut:
         metadata["cut_at_frame"] = int(index.max()) + 1
     return Measurement(
-        image=columns["image"][order],
+        image=_canonical(columns["image"][order], ptycho),
         position_m=columns["position_m"][order],
         frame_index=index[order],
         unique_id=columns["unique_id"][order],
@@ -177,6 +178,15 @@ def read_measurement(
         run_uid=uid,
         metadata=jsonable(metadata),
     )
+
+
+def _canonical(image: NDArray[Any], ptycho: Mapping[str, Any]) -> NDArray[Any]:
+    """Frames as the edge and the network see them; those that are so already keep their type."""
+    frame_shape = (int(image.shape[1]), int(image.shape[2]))
+    canonical = Canonical.from_run(ptycho, frame_shape)
+    if canonical.orientation == "identity" and canonical.shape == frame_shape:
+        return image
+    return canonical(image)
 
 
 def _read_columns(stream: Any, image_key: str, prefer_file: bool, uid: str) -> tuple[dict[str, NDArray[Any]], str]:

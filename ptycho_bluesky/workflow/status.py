@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,8 +13,12 @@ from rich.table import Table
 from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.workflow.files import read_json
+from ptycho_bluesky.workflow.run_state import read_stage, run_states
 
-__all__ = ["ago", "show_writer"]
+if TYPE_CHECKING:
+    from ptycho_bluesky.workflow.model_store import TiledModelStore
+
+__all__ = ["ago", "show_model", "show_models", "show_worker", "show_writer"]
 
 
 def ago(time_s: float | None) -> str:
@@ -48,3 +53,83 @@ def show_writer(settings: Settings, console: Console | None = None) -> None:
     for uid, reason in content.get("failures", {}).items():
         table.add_row(f"[red]run {uid}[/]", reason)
     (console or Console()).print(table)
+
+
+COLOUR = {"promoted": "green", "rejected": "yellow", "skipped": "dim", "failed": "red"}
+
+
+def show_worker(settings: Settings, console: Console | None = None) -> None:
+    """Print what the worker has done, and is doing, with each run.
+
+    Raises
+    ------
+    InputError
+        None has run on this data directory.
+    """
+    console = console or Console()
+    content: Mapping[str, Any] | None = read_json(settings.worker_dir / "status.json")
+    if content is None:
+        raise InputError(f"no worker has run on {settings.data_dir}", "", "start one with 'ptycho-bluesky worker'")
+    table = Table(title="Worker")
+    for name in ("scan", "run", "purpose", "stage", "seconds", "SSIM live", "model", "reason", "updated"):
+        table.add_column(name, overflow="fold")
+    for state in run_states(settings):
+        stage = read_stage(settings, state.uid) or ""
+        ssim = state.figures.get("ssim_serving")
+        table.add_row(
+            "" if state.scan_id is None else str(state.scan_id),
+            state.uid[:8],
+            state.purpose,
+            f"[{COLOUR.get(stage, 'cyan')}]{stage}[/]",
+            f"{sum(state.stage_seconds.values()):.0f}",
+            "" if ssim is None else f"{ssim:.3f}",
+            state.model_id[:8],
+            state.reason,
+            ago(state.updated_s),
+        )
+    console.print(table)
+    waiting, unpublished = content["waiting"], content["unpublished"]
+    tiled = "answers" if content["tiled_reachable"] else "[red]does not answer[/]"
+    console.print(
+        f"Tiled {tiled}; {len(waiting)} runs wait, results of {len(unpublished)} are not yet in Tiled; "
+        f"last change {ago(content['time_s'])}",
+        highlight=False,
+    )
+
+
+def show_models(models: TiledModelStore, console: Console | None = None) -> None:
+    """Print the registry, oldest model first."""
+    serving = models.serving()
+    table = Table(title="Models")
+    for name in ("model", "parent", "stage", "runs", "frames", "pixel", "score", "made", "reason"):
+        table.add_column(name, overflow="fold")
+    records = models.metadata()
+    for record in models.records():
+        log = records[record.model_id].get("stage_log") or [{}]
+        score = record.validation.get("score")
+        pixel = record.pixel_size_m
+        mark = " [bold green]serves[/]" if serving and record.model_id == serving.model_id else ""
+        table.add_row(
+            record.model_id[:12],
+            record.parent_id[:12] or "—",
+            f"{record.stage}{mark}",
+            str(len(record.training_runs)),
+            "×".join(map(str, record.image_shape)),
+            "unknown" if math.isnan(pixel) else f"{pixel * 1e9:.2f} nm",
+            "" if score is None else f"{score:.3f}",
+            ago(record.created_s),
+            str(log[-1].get("reason", "")),
+        )
+    (console or Console()).print(table)
+
+
+def show_model(models: TiledModelStore, model_id: str, console: Console | None = None) -> None:
+    """Print all that is known of one model.
+
+    Raises
+    ------
+    InputError
+        There is no such model.
+    """
+    metadata = models.describe(model_id)
+    (console or Console()).print_json(data=metadata)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ptycho_bluesky.config import Settings
 from ptycho_bluesky.demo.processes import free_ports
@@ -16,3 +19,11 @@ def make_settings(folder: Path, **options) -> Settings:
         zmq={"publish": f"127.0.0.1:{publish}", "subscribe": f"127.0.0.1:{subscribe}"},
         **options,
     )
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found

@@ -32,7 +32,7 @@ from ptycho_bluesky.workflow.tiled_store import TiledStore
 
 def ingest(store, scan, path, **options):
     write_file(scan, path)
-    writer = TiledWriter(store.raw, batch_size=1)
+    writer = TiledWriter(store.raw)
     for name, doc in compose(scan, **options):
         writer(name, doc)
 

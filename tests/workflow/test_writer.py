@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 import pytest
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher
-from conftest_workflow import make_settings
+from conftest_workflow import make_settings, wait_for
 from workflow_scans import compose, journal, make_scan, write_file
 
 from ptycho_bluesky.errors import InputError, UnreachableError
@@ -231,13 +231,6 @@ class TestOutage:
         with pytest.raises(UnreachableError, match=settings.tiled.uri):
             writer.step()
         assert not writer.status.tiled_reachable
-
-
-def wait_for(condition, timeout_s=60.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 class TestProcess:

@@ -1,0 +1,286 @@
+"""What the worker computes for a run, stage by stage: plain functions of plain values, with files as products.
+
+Each stage may be run again after a crash: it reads what the stages before it left, writes its product whole or not at
+all, and returns a small JSON-able result. They know neither Tiled nor bluesky, so they run wherever the files are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.io.products import read_reconstruction, write_reconstruction
+from ptycho_bluesky.records import LabelSet
+from ptycho_bluesky.workflow.client import jsonable
+from ptycho_bluesky.workflow.files import write_bytes, write_json
+from ptycho_bluesky.workflow.measurement_file import read_measurement_file
+from ptycho_bluesky.workflow.run_state import RunFolder
+
+__all__ = ["Job", "LearningStages", "Stages"]
+
+logger = logging.getLogger(__name__)
+
+REPORT_PERIOD_S = 0.5
+MAX_VALIDATION_FRAMES = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage of a run needs, in plain values.
+
+    Attributes
+    ----------
+    folder : str
+        Folder of the run.
+    corpus_dir : str
+        Folder of the label sets that are trained on.
+    reconstruct, train : dict
+        Sections of the settings.
+    stop_file : str
+        A training that sees this file keeps a checkpoint and ends.
+    """
+
+    folder: str
+    corpus_dir: str
+    reconstruct: Mapping[str, Any]
+    train: Mapping[str, Any]
+    stop_file: str
+
+    @property
+    def files(self) -> RunFolder:
+        """Files of the run."""
+        return RunFolder(Path(self.folder))
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that a stage may use."""
+        return int(self.train.get("num_threads", 2))
+
+
+class Stages(Protocol):
+    """The stages that a worker submits; others than `LearningStages` serve tests and other techniques."""
+
+    def reconstruct(self, job: Job) -> dict[str, Any]:
+        """Measurement to reconstruction."""
+        ...
+
+    def label(self, job: Job, purpose: str, reserved: bool) -> dict[str, Any]:
+        """Reconstruction to labels."""
+        ...
+
+    def validate(self, job: Job, model: str | None) -> dict[str, Any]:
+        """Figures of the serving model on this run."""
+        ...
+
+    def train(self, job: Job, runs: Sequence[str], parent: str | None, regime: Mapping[str, Any]) -> dict[str, Any]:
+        """Corpus and parent to a candidate."""
+        ...
+
+    def gate(self, job: Job, reserved: str | None, serving: str | None) -> dict[str, Any]:
+        """Candidate against serving model."""
+        ...
+
+
+class _Reporter:
+    """Writes progress a few times a second."""
+
+    def __init__(self, files: RunFolder, stage: str, value_format: str) -> None:
+        self._files, self._stage, self._format, self._next_s = files, stage, value_format, 0.0
+
+    def __call__(self, done: int, total: int, value: float) -> None:
+        if time.monotonic() >= self._next_s:
+            self._files.report(self._stage, done / max(total, 1), self._format.format(value))
+            self._next_s = time.monotonic() + REPORT_PERIOD_S
+
+
+class LearningStages:
+    """The stages of continual learning; without state, so that it travels to any process."""
+
+    def reconstruct(self, job: Job) -> dict[str, Any]:
+        """Reconstruct the measurement.
+
+        Raises
+        ------
+        InputError
+            The measurement cannot be reconstructed.
+        """
+        from ptycho_bluesky.reconstruction import EpieOptions, reconstruct
+
+        _set_threads(job.num_threads)
+        options = EpieOptions.of(**{name: value for name, value in job.reconstruct.items() if name != "engine"})
+        measurement = read_measurement_file(job.files.measurement)
+        result = reconstruct(measurement, options, progress=_Reporter(job.files, "reconstruct", "error {:.4f}"))
+        write_reconstruction(job.files.reconstruction, result)
+        return {
+            "figures": {
+                "epie_error_first": float(result.error[0]),
+                "epie_error_last": float(result.error[-1]),
+                "epie_iterations": len(result.error),
+                "frames": len(measurement),
+            }
+        }
+
+    def label(self, job: Job, purpose: str, reserved: bool) -> dict[str, Any]:
+        """Cut labels, check them, and add those of training runs to the corpus.
+
+        Parameters
+        ----------
+        job : Job
+        purpose : str
+            Only labels of ``train`` runs enter the corpus.
+        reserved : bool
+            Whether a reserved run is there to validate on; else an area of this run is kept out of the corpus for it.
+        """
+        from ptycho_bluesky.training.corpus import Corpus, write_label_set
+        from ptycho_bluesky.training.labels import check_labels, make_labels
+        from ptycho_bluesky.workflow.validation import split_labels
+
+        _set_threads(job.num_threads)
+        measurement = read_measurement_file(job.files.measurement)
+        reconstruction = read_reconstruction(job.files.reconstruction)
+        shape = np.shape(measurement.image)
+        labels = make_labels(reconstruction, measurement, (int(shape[1]), int(shape[2])))
+        # Of frames that the reconstruction never saw: a bad one must not teach.
+        check = check_labels(labels, reconstruction, measurement)
+        result: dict[str, Any] = {
+            "accepted": bool(check.accepted),
+            "reason": check.reason,
+            "figures": {f"label_{name}": value for name, value in check.figures.items()} | {"labels": len(labels)},
+        }
+        write_label_set(job.files.labels, labels)
+        if not check.accepted or purpose != "train":
+            return result
+        train, held_out = labels, None
+        if not reserved:
+            parts = split_labels(labels)
+            if parts is not None:
+                train, held_out = parts
+                write_label_set(job.files.held_out, held_out)
+        Corpus(job.corpus_dir).add(train)
+        result["trained_frames"] = len(train)
+        result["held_out_frames"] = 0 if held_out is None else len(held_out)
+        return result
+
+    def validate(self, job: Job, model: str | None) -> dict[str, Any]:
+        """Compare the serving model's image of this run with the reconstruction, before the run is learned from."""
+        from ptycho_bluesky.workflow.validation import live_figures
+
+        _set_threads(job.num_threads)
+        measurement = read_measurement_file(job.files.measurement)
+        reconstruction = read_reconstruction(job.files.reconstruction)
+        content = None if model is None else Path(model).read_bytes()
+        return {"figures": live_figures(measurement, reconstruction, content, job.num_threads)}
+
+    def train(self, job: Job, runs: Sequence[str], parent: str | None, regime: Mapping[str, Any]) -> dict[str, Any]:
+        """Train a candidate on the corpus, from the parent where there is one.
+
+        Raises
+        ------
+        TrainingStoppedError
+            `Job.stop_file` appeared; the next call goes on from the checkpoint.
+        """
+        from ptycho_bluesky.training.corpus import Corpus
+        from ptycho_bluesky.training.options import TrainOptions
+        from ptycho_bluesky.training.trainer import train
+
+        stop_file = Path(job.stop_file)
+        result = train(
+            Corpus(job.corpus_dir).load(list(runs)),
+            TrainOptions.create(**job.train),
+            parent=None if parent is None else Path(parent).read_bytes(),
+            progress=_Reporter(job.files, "train", "loss {:.3f} rad"),
+            checkpoint_dir=job.files.training,
+            should_stop=stop_file.exists,
+            regime=regime,
+        )
+        write_bytes(job.files.model, result.content)
+        write_json(job.files.record, jsonable(result.record.as_dict()))
+        loss = result.curve["loss_rad"]
+        return {
+            "model_id": result.record.model_id,
+            "figures": {
+                "train_frame_updates": result.frame_updates,
+                "train_loss_rad": float(loss[-1]) if len(loss) else None,
+                "train_runs": len(runs),
+            },
+        }
+
+    def gate(self, job: Job, reserved: str | None, serving: str | None) -> dict[str, Any]:
+        """Decide on the candidate, on frames that neither it nor the serving model has trained on.
+
+        Parameters
+        ----------
+        job : Job
+        reserved : str, optional
+            Label set of a reserved run; by default the area of this run that was kept out of the corpus.
+        serving : str, optional
+            Model file of the serving model.
+        """
+        from ptycho_bluesky.training.evaluate import evaluate
+        from ptycho_bluesky.training.gate import decide
+
+        _set_threads(job.num_threads)
+        labels, source = _validation_labels(job, reserved)
+        if labels is None:
+            return {"promote": False, "reason": NOTHING_TO_VALIDATE, "figures": {"validation": "none"}}
+        candidate = evaluate(job.files.model.read_bytes(), labels, num_frames=MAX_VALIDATION_FRAMES)
+        theirs = None
+        if serving is not None:
+            theirs = evaluate(Path(serving).read_bytes(), labels, num_frames=MAX_VALIDATION_FRAMES)
+        decision = decide(candidate, theirs)
+        record = json.loads(job.files.record.read_text())
+        record["validation"] = {**candidate, "validation": source}
+        write_json(job.files.record, jsonable(record))
+        figures = {
+            "validation": source,
+            "candidate_score": candidate["score"],
+            "candidate_pearson": candidate["pearson"],
+            "candidate_l1_rad": candidate["l1_rad"],
+            "constant_score": candidate["constant"],
+            "serving_score": None if theirs is None else theirs["score"],
+        }
+        return {"promote": decision.promote, "reason": decision.reason, "figures": figures}
+
+
+NOTHING_TO_VALIDATE = "nothing to validate it on: record a scan with purpose 'reserved', or wider scans"
+
+
+def _validation_labels(job: Job, reserved: str | None) -> tuple[LabelSet | None, str]:
+    from ptycho_bluesky.training.corpus import read_label_set
+    from ptycho_bluesky.workflow.validation import away_from
+
+    if reserved is not None:
+        labels = read_label_set(reserved)
+        kept = away_from(labels, _trained_positions(job.corpus_dir))
+        if kept is not None:
+            return kept, f"reserved run {labels.run_uid}"
+        logger.warning("the reserved run %s overlaps what was trained on", labels.run_uid)
+    try:
+        return read_label_set(job.files.held_out), "area kept out of this run"
+    except InputError:
+        return None, ""
+
+
+def _trained_positions(corpus_dir: str) -> list[NDArray[np.float64]]:
+    """Positions of every label set of the corpus; the arrays beside them, which are large, are not read."""
+    positions = []
+    for path in sorted(Path(corpus_dir).glob("*.h5")):
+        with h5py.File(path, "r") as file:
+            positions.append(np.asarray(file["position_m"]))
+    return positions
+
+
+def _set_threads(num_threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(num_threads)

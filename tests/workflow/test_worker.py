@@ -1,0 +1,481 @@
+"""The worker's bookkeeping with quick stages: every run is decided on once, whatever is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bluesky_tiled_plugins import TiledWriter
+from conftest_workflow import make_settings, wait_for
+from workflow_scans import GEOMETRY, compose, make_scan, write_file
+
+from ptycho_bluesky.errors import InputError, UnreachableError
+from ptycho_bluesky.geometry import ObjectFrame
+from ptycho_bluesky.io.products import write_reconstruction
+from ptycho_bluesky.records import LabelSet, ModelRecord, ModelStage, Reconstruction
+from ptycho_bluesky.training.corpus import Corpus, write_label_set
+from ptycho_bluesky.workflow.executors import InlineExecutor, make_executor, stop_executor
+from ptycho_bluesky.workflow.files import read_json, write_bytes, write_json
+from ptycho_bluesky.workflow.measurement_file import read_measurement_file
+from ptycho_bluesky.workflow.run_state import RunState, forget_outcome, read_stage, run_folder, run_states
+from ptycho_bluesky.workflow.server import start_server
+from ptycho_bluesky.workflow.stages import Job
+from ptycho_bluesky.workflow.status import show_worker
+from ptycho_bluesky.workflow.tiled_store import TiledStore
+from ptycho_bluesky.workflow.watch import ContainerWatch
+from ptycho_bluesky.workflow.worker import Worker
+
+
+class QuickStages:
+    """Stages that leave products of the right kind and compute nothing; each call is noted."""
+
+    def __init__(self, log: Path, fail: dict[str, int] | None = None, scores: Sequence[float] = ()) -> None:
+        self.log, self.fail, self.scores = log, dict(fail or {}), list(scores)
+
+    def _called(self, stage: str, job: Job) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{stage} {Path(job.folder).name}\n")
+        if self.fail.get(stage, 0):
+            self.fail[stage] -= 1
+            raise RuntimeError(f"{stage} trips")
+
+    def calls(self, uid: str = "") -> list[str]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line.split()[0] for line in lines if line.endswith(uid)]
+
+    def reconstruct(self, job: Job) -> dict[str, Any]:
+        self._called("reconstruct", job)
+        measurement = read_measurement_file(job.files.measurement)
+        write_reconstruction(
+            job.files.reconstruction,
+            Reconstruction(
+                object=np.ones((40, 40), dtype=np.complex64),
+                probe=np.ones((1, 32, 32), dtype=np.complex64),
+                position_m=measurement.position_m,
+                frame=ObjectFrame((0.0, 0.0), GEOMETRY.object_pixel_m, (40, 40)),
+                error=np.array([0.5, 0.1]),
+                geometry=GEOMETRY,
+                engine="epie",
+                options={},
+                run_uid=measurement.run_uid,
+            ),
+        )
+        return {"figures": {"epie_error_last": 0.1}}
+
+    def label(self, job: Job, purpose: str, reserved: bool) -> dict[str, Any]:
+        self._called("label", job)
+        measurement = read_measurement_file(job.files.measurement)
+        n = len(measurement)
+        labels = LabelSet(
+            image=measurement.image,
+            phase_rad=np.zeros((n, 32, 32), dtype=np.float32),
+            amplitude=np.ones((n, 32, 32), dtype=np.float32),
+            position_m=measurement.position_m,
+            frame_index=measurement.frame_index,
+            probe=np.ones((1, 32, 32), dtype=np.complex64),
+            weight=np.ones((32, 32), dtype=np.float32),
+            pixel_size_m=GEOMETRY.object_pixel_m,
+            geometry=GEOMETRY,
+            run_uid=measurement.run_uid,
+        )
+        write_label_set(job.files.labels, labels)
+        if purpose == "train":
+            Corpus(job.corpus_dir).add(labels)
+        return {"accepted": True, "reason": "", "figures": {"reserved": reserved}}
+
+    def validate(self, job: Job, model: str | None) -> dict[str, Any]:
+        self._called("validate", job)
+        return {"figures": {"ssim_serving": None if model is None else 0.4, "ssim_constant": 0.1}}
+
+    def train(self, job: Job, runs: Sequence[str], parent: str | None, regime: Any) -> dict[str, Any]:
+        self._called("train", job)
+        content = f"model of {sorted(runs)}".encode()
+        record = ModelRecord(
+            model_id=hashlib.sha256(content).hexdigest(),
+            parent_id="" if parent is None else hashlib.sha256(Path(parent).read_bytes()).hexdigest(),
+            stage=ModelStage.CANDIDATE,
+            architecture="none",
+            image_shape=(32, 32),
+            patch_shape=(32, 32),
+            pixel_size_m=GEOMETRY.object_pixel_m,
+            count_scale=1.0,
+            training_runs=tuple(runs),
+            recipe={},
+            validation={"score": 0.8},
+            geometry=None,
+            regime=regime,
+            created_s=time.time(),
+        )
+        write_bytes(job.files.model, content)
+        write_json(job.files.record, record.as_dict())
+        return {"model_id": record.model_id, "figures": {"train_runs": len(runs)}}
+
+    def gate(self, job: Job, reserved: str | None, serving: str | None) -> dict[str, Any]:
+        self._called("gate", job)
+        score = self.scores.pop(0) if self.scores else 1.0
+        figures = {"candidate_score": score, "validated_on": reserved}
+        return {"promote": score >= 0.5, "reason": f"scores {score}", "figures": figures}
+
+
+def put_run(store, raw_dir, **options):
+    scan = make_scan(**options)
+    write_file(scan, raw_dir / f"{uuid.uuid4().hex}.h5")
+    writer = TiledWriter(store.raw)
+    for name, doc in compose(scan):
+        writer(name, doc)
+    return scan
+
+
+@pytest.fixture
+def stages(tmp_path):
+    return QuickStages(tmp_path / "calls.txt")
+
+
+@pytest.fixture
+def quick(settings):
+    settings.worker.executor = "inline"
+    settings.worker.min_frames = 10
+    settings.worker.catch_up_period_s = 2.0
+    return settings
+
+
+def work_once(settings, stages):
+    Worker(settings, stages).run(threading.Event(), once=True)
+
+
+class Running:
+    """A worker on a thread."""
+
+    def __init__(self, settings, stages, **options):
+        self.stop, self.ready = threading.Event(), threading.Event()
+        worker = Worker(settings, stages, **options)
+        self.thread = threading.Thread(target=worker.run, args=(self.stop, self.ready.set))
+
+    def __enter__(self):
+        self.thread.start()
+        assert self.ready.wait(30)
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join(timeout=30)
+        assert not self.thread.is_alive()
+
+
+class TestRuns:
+    def test_catches_up(self, quick, store, raw_dir, stages):
+        reserved = put_run(store, raw_dir, purpose="reserved")
+        first = put_run(store, raw_dir, seed=1)
+        few = put_run(store, raw_dir, n=5, exit_status="abort")
+        second = put_run(store, raw_dir, seed=2)
+        stages.scores = [0.9, 0.2]
+        work_once(quick, stages)
+
+        decision = store.decision(first.uid)
+        assert decision["outcome"] == "promoted"
+        assert decision["reason"] == "scores 0.9"
+        assert decision["figures"]["reserved"] is True
+        assert decision["figures"]["validated_on"].endswith(f"{reserved.uid}/labels.h5")
+        assert set(decision["stage_seconds"]) == {
+            "read",
+            "reconstruct",
+            "label",
+            "validate",
+            "train",
+            "gate",
+            "register",
+        }
+        models = store.model_store
+        assert models.serving().model_id == decision["model_id"]
+        assert models.serving().training_runs == (first.uid,)
+
+        decision = store.decision(second.uid)
+        assert decision["outcome"] == "rejected"
+        assert decision["parent_id"] == models.serving().model_id
+        assert decision["figures"]["ssim_serving"] == 0.4
+        assert decision["figures"]["mismatch"] == pytest.approx(0.5)
+        assert models.get(decision["model_id"])[0].stage is ModelStage.REJECTED
+        assert models.get(decision["model_id"])[0].training_runs == (first.uid, second.uid)
+
+        assert store.decision(reserved.uid)["outcome"] == "skipped"
+        assert "never trained on" in store.decision(reserved.uid)["reason"]
+        assert stages.calls(reserved.uid) == ["reconstruct", "label", "validate"]
+        assert store.decision(few.uid)["outcome"] == "skipped"
+        assert "5 frames are too few" in store.decision(few.uid)["reason"]
+        assert "abort" in store.decision(few.uid)["reason"]
+        assert stages.calls(few.uid) == []
+
+        for scan in (reserved, first, second):
+            assert store.read_reconstruction(scan.uid).engine == "epie"
+        assert len(store.read_labels(first.uid)) == 24
+        with pytest.raises(InputError, match="there are none"):
+            store.read_labels(reserved.uid)
+        assert read_stage(quick, first.uid) == "promoted"
+        assert not run_folder(quick, first.uid).measurement.exists()
+        show_worker(quick)
+
+        work_once(quick, stages)
+        assert len(stages.calls(first.uid)) == 5
+        # A worker in another folder sees the decisions and does nothing.
+        other = quick.model_copy(deep=True)
+        other.data_dir = quick.data_dir / "other"
+        work_once(other, stages)
+        assert len(stages.calls(first.uid)) == 5
+        assert list(run_states(other)) == []
+
+    def test_ignores_other_runs(self, quick, store, raw_dir, stages):
+        scan = make_scan()
+        write_file(scan, raw_dir / f"{uuid.uuid4().hex}.h5")
+        compose(scan)
+        del scan.documents[0][1]["ptycho"]
+        writer = TiledWriter(store.raw, batch_size=1)
+        for name, doc in scan.documents:
+            writer(name, doc)
+        work_once(quick, stages)
+        assert store.read_decisions() == {}
+
+    def test_hears_of_a_run(self, quick, store, raw_dir, stages):
+        quick.worker.catch_up_period_s = 600.0
+        with Running(quick, stages):
+            time.sleep(1.0)
+            scan = put_run(store, raw_dir)
+            wait_for(lambda: store.decision(scan.uid))
+        assert store.decision(scan.uid)["outcome"] == "promoted"
+
+    def test_run_written_anew(self, quick, store, raw_dir, stages):
+        """A run that was closed for a dead session and has grown since is worked on again."""
+        scan = put_run(store, raw_dir, exit_status="abort")
+        work_once(quick, stages)
+        assert store.decision(scan.uid)["outcome"] == "promoted"
+        store.raw[scan.uid].update_metadata({"stop": {"uid": "another", "exit_status": "success"}})
+        work_once(quick, stages)
+        assert stages.calls(scan.uid).count("reconstruct") == 2
+        assert store.decision(scan.uid)["stop_uid"] == "another"
+
+
+class TestFailures:
+    def test_repeats_a_stage(self, quick, store, raw_dir, stages, monkeypatch):
+        monkeypatch.setattr("ptycho_bluesky.workflow.worker.FIRST_PAUSE_S", 0.01)
+        stages.fail = {"reconstruct": 2}
+        scan = put_run(store, raw_dir)
+        work_once(quick, stages)
+        assert store.decision(scan.uid)["outcome"] == "promoted"
+        assert stages.calls(scan.uid).count("reconstruct") == 3
+
+    def test_gives_up_with_a_reason(self, quick, store, raw_dir, stages, monkeypatch):
+        monkeypatch.setattr("ptycho_bluesky.workflow.worker.FIRST_PAUSE_S", 0.01)
+        stages.fail = {"label": 100}
+        bad = put_run(store, raw_dir)
+        work_once(quick, stages)
+        decision = store.decision(bad.uid)
+        assert decision["outcome"] == "failed"
+        assert decision["reason"] == "label failed 4 times, last with RuntimeError: label trips"
+        stages.fail = {}
+        good = put_run(store, raw_dir, seed=1)
+        work_once(quick, stages)
+        assert store.decision(good.uid)["outcome"] == "promoted"
+        assert store.decision(bad.uid)["outcome"] == "failed"
+        assert forget_outcome(quick, bad.uid[:8]) == bad.uid
+        work_once(quick, stages)
+        assert store.decision(bad.uid)["outcome"] == "promoted"
+        assert stages.calls(bad.uid).count("reconstruct") == 1
+        with pytest.raises(InputError, match="begin so"):
+            forget_outcome(quick, "nothing")
+
+    def test_bad_input_is_not_repeated(self, quick, store, raw_dir, stages):
+        def refuse(job):
+            raise InputError("negative counts", "counts are never negative")
+
+        stages.reconstruct = refuse
+        scan = put_run(store, raw_dir)
+        work_once(quick, stages)
+        decision = store.decision(scan.uid)
+        assert decision["outcome"] == "failed"
+        assert decision["reason"] == "reconstruct: negative counts. counts are never negative."
+
+    def test_goes_on_after_any_stage(self, quick, store, raw_dir, stages, monkeypatch):
+        """Killed at each step in turn: every stage is computed once, or twice where it was cut."""
+        scan = put_run(store, raw_dir)
+
+        class KilledError(BaseException):
+            pass
+
+        saves = {"left": 0}
+        from ptycho_bluesky.workflow.run_state import RunFolder
+
+        true_save = RunFolder.save
+
+        def save(self, state: RunState) -> None:
+            if saves["left"] == 0:
+                raise KilledError
+            saves["left"] -= 1
+            true_save(self, state)
+
+        monkeypatch.setattr(RunFolder, "save", save)
+        deaths = 0
+        while True:
+            saves["left"] = 2
+            try:
+                work_once(quick, stages)
+                break
+            except KilledError:
+                deaths += 1
+                assert deaths < 40
+        assert deaths >= 6
+        assert store.decision(scan.uid)["outcome"] == "promoted"
+        assert all(stages.calls(scan.uid).count(name) <= 2 for name in ("reconstruct", "label", "train", "gate"))
+        assert len(store.model_store.records()) == 1
+
+    def test_two_workers(self, quick, stages):
+        with Running(quick, stages), pytest.raises(InputError, match=r"worker for .* runs already"):
+            work_once(quick, stages)
+
+
+class TestOutage:
+    def test_tiled_dies_and_comes_back(self, tmp_path, stages):
+        settings = make_settings(tmp_path)
+        settings.worker.executor = "inline"
+        settings.worker.min_frames = 10
+        settings.worker.catch_up_period_s = 600.0
+        settings.raw_dir.mkdir()
+        gate = threading.Event()
+        true_train = stages.train
+
+        def slow_train(*arguments):
+            gate.wait(60)
+            return true_train(*arguments)
+
+        stages.train = slow_train
+        with start_server(settings) as server, Running(settings, stages):
+            with TiledStore.connect(settings.tiled) as store:
+                first = put_run(store, settings.raw_dir)
+            wait_for(lambda: (read_stage(settings, first.uid) or "").startswith("train"))
+            server.kill()
+            gate.set()
+            wait_for(lambda: "train" in run_folder(settings, first.uid).load().done)
+            wait_for(lambda: read_json(settings.worker_dir / "status.json")["tiled_reachable"] is False)
+            server.start()
+            with TiledStore.connect(settings.tiled) as store:
+                wait_for(lambda: store.decision(first.uid))
+                assert store.decision(first.uid)["outcome"] == "promoted"
+                # The subscription is a new one, and works.
+                second = put_run(store, settings.raw_dir, seed=1)
+                wait_for(lambda: store.decision(second.uid))
+                assert store.decision(second.uid)["outcome"] == "promoted"
+
+    def test_watch(self, tmp_path):
+        settings = make_settings(tmp_path)
+        seen, connects = [], []
+        with ContainerWatch(
+            settings.tiled, "models", lambda *found: seen.append(found), lambda: connects.append(1)
+        ) as watch:
+            with start_server(settings) as server:
+                with TiledStore.connect(settings.tiled) as store:
+                    wait_for(lambda: watch.connected)
+                    node = store.models.create_container(key="one", metadata={"a": 1})
+                    node.update_metadata({"a": 2})
+                    wait_for(lambda: ("one", {"a": 2}) in seen)
+                    assert ("one", {"a": 1}) in seen
+                # An orderly end closes a subscription of Tiled's own for good.
+                server.stop()
+                wait_for(lambda: not watch.connected)
+                server.start()
+                wait_for(lambda: watch.connected)
+                with TiledStore.connect(settings.tiled) as store:
+                    store.models.create_container(key="two", metadata={"b": "x" * 2_000_000})
+                    wait_for(lambda: any(key == "two" for key, _ in seen))
+            assert watch.connections == 2
+            assert len(connects) == 2
+        assert not watch.connected
+
+
+class TestExecutors:
+    def test_inline(self):
+        future = InlineExecutor().submit(divmod, 7, 2)
+        assert future.result() == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            InlineExecutor().submit(divmod, 7, 0).result()
+
+    def test_processes(self, settings):
+        executor = make_executor(settings.worker)
+        assert isinstance(executor, ProcessPoolExecutor)
+        pids = {executor.submit(os.getpid).result(timeout=60) for _ in range(3)}
+        assert len(pids) == 1
+        assert os.getpid() not in pids
+        executor.submit(time.sleep, 60)
+        time.sleep(0.5)
+        began = time.monotonic()
+        stop_executor(executor, 0.5)
+        assert time.monotonic() - began < 10
+        assert not Path(f"/proc/{pids.pop()}").exists()
+
+
+class TestProcess:
+    def start(self, settings):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ptycho_bluesky.cli.main", "worker", "--config", str(settings.data_dir / "c.yml")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("READY worker"), process.communicate()
+        return process
+
+    def test_starts_and_ends(self, settings, store):
+        settings.to_yaml(settings.data_dir / "c.yml")
+        process = self.start(settings)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_for(lambda: children.read_text().split())
+        pids = children.read_text().split()
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10)
+        # What it had started ends by itself.
+        wait_for(lambda: not any(is_running(pid) for pid in pids))
+        process = self.start(settings)
+        process.terminate()
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+
+    def test_unreachable(self, tmp_path):
+        settings = make_settings(tmp_path)
+        with pytest.raises(UnreachableError, match="ptycho-bluesky tiled"):
+            Worker(settings).catch_up()
+
+
+def is_running(pid: str) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_state_survives(settings):
+    folder = run_folder(settings, "a")
+    assert folder.load() is None
+    assert read_stage(settings, "a") is None
+    folder.save(RunState("a", stage="train", done={"read": {"figures": {"x": np.float32(1.0)}}}))
+    folder.report("train", 0.25, "loss 1 rad")
+    assert folder.load().figures == {"x": 1.0}
+    assert read_stage(settings, "a") == "train 25 % loss 1 rad"
+    (folder.path / "state.json").write_text("{")
+    with pytest.raises(InputError, match=r"state\.json"):
+        folder.load()
+    (folder.path / "state.json").write_text(json.dumps({"stage": "read"}))
+    with pytest.raises(InputError, match="no state of a run"):
+        folder.load()
