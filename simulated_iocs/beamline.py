@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from caproto import ChannelChar, ChannelType
 
 from ptycho_bluesky.errors import StorageError
 from simulated_iocs.cam import Cam, DetectorInfo
-from simulated_iocs.channels import RefreshedGroup
+from simulated_iocs.channels import RefreshedGroup, accept_empty
 from simulated_iocs.controls import SimulationControls
 from simulated_iocs.engine import DetectorEngine
 from simulated_iocs.faults import Faults
@@ -27,6 +28,7 @@ from simulated_iocs.plugins import HdfPlugin, PvaPlugin
 from simulated_iocs.publisher import PVA, FramePublisher
 from simulated_iocs.scene import Scene
 from simulated_iocs.stage import Stage
+from simulated_iocs.stage_drive import RemoteStage, StageDrive
 from simulated_iocs.trajectory import TrajectoryController
 
 __all__ = ["Beamline", "BeamlineOptions"]
@@ -57,14 +59,21 @@ class Beamline:
         self.channel = ""
         self._changed: Callable[[], None] = lambda: None
         prefix = options.prefix
-        self.stage = Stage(prefix, limit_um=options.stage_limit_um, velocity_um_s=options.stage_velocity_um_s)
-        self.groups: list[RefreshedGroup] = [] if options.role == "detector" else list(self.stage.groups)
+        self.groups: list[RefreshedGroup] = []
         self.pva_server: Any = None
-        if options.role != "stage":
-            self._add_detector(prefix)
+        if options.role == "detector":
+            self._add_detector(prefix, RemoteStage(prefix))
+        else:
+            stage = Stage(prefix, limit_um=options.stage_limit_um, velocity_um_s=options.stage_velocity_um_s)
+            self.groups += stage.groups
+            if options.role == "beamline":
+                self._add_detector(prefix, stage)
         self.pvdb: dict[str, Any] = {name: channel for group in self.groups for name, channel in group.pvdb.items()}
+        for channel in self.pvdb.values():
+            if isinstance(channel, ChannelChar) and channel.data_type == ChannelType.CHAR:
+                accept_empty(channel)
 
-    def _add_detector(self, prefix: str) -> None:
+    def _add_detector(self, prefix: str, drive: StageDrive) -> None:
         options = self.options
         self.scene = Scene(options)
         self.faults = Faults()
@@ -108,7 +117,7 @@ class Beamline:
             engine=self.engine,
             scene=self.scene,
             beam=beam,
-            stage_position_m=lambda: self.stage.position_m,
+            stage=drive,
             reset_ids=lambda: self.controls.resets_ids,
         )
         self.hdf = HdfPlugin(f"{prefix}det1:HDF1:", writer=self.writer, scene=self.scene)
@@ -116,7 +125,7 @@ class Beamline:
             f"{prefix}fly1:",
             engine=self.engine,
             scene=self.scene,
-            stage=self.stage,
+            stage=drive,
             cam=self.cam,
             beam=beam,
             max_frame_bytes=options.max_frame_bytes,
@@ -146,7 +155,7 @@ class Beamline:
 
     async def prepare(self) -> None:
         """Initial values; the sample is rasterised here, so that the first scan does not wait for it."""
-        for group in {*self.groups, *self.stage.groups}:
+        for group in self.groups:
             await group.prepare()
         if self.options.role != "stage":
             await asyncio.get_running_loop().run_in_executor(None, self.scene.monitor, 1.0, 1.0)

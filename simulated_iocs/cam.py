@@ -29,6 +29,7 @@ from simulated_iocs.engine import DetectorEngine, DetectorState
 from simulated_iocs.frames import FrameSet
 from simulated_iocs.front_end import Beam
 from simulated_iocs.scene import Scene
+from simulated_iocs.stage_drive import StageDrive
 
 __all__ = ["DATA_TYPES", "Cam", "DetectorInfo"]
 
@@ -79,8 +80,7 @@ class Cam(RefreshedGroup):
     engine : DetectorEngine
     scene : Scene
     beam : Beam
-    stage_position_m : callable
-        Returns the present (y, x).
+    stage : StageDrive
     reset_ids : callable
         Whether the unique ids start again at each arming.
     """
@@ -115,13 +115,13 @@ class Cam(RefreshedGroup):
         engine: DetectorEngine,
         scene: Scene,
         beam: Beam,
-        stage_position_m: Callable[[], tuple[float, float]],
+        stage: StageDrive,
         reset_ids: Callable[[], bool],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._engine, self._scene, self._beam = engine, scene, beam
-        self._stage_position_m, self._reset_ids = stage_position_m, reset_ids
+        self._stage, self._reset_ids = stage, reset_ids
         self._busy = Busy()
         self._rendering = False
 
@@ -215,9 +215,9 @@ class Cam(RefreshedGroup):
     async def _render_here(self) -> FrameSet | None:
         """Render the frames of an internal acquisition where the stage is now."""
         count = self._frames_wanted() or CONTINUOUS_FRAMES
-        position_m = np.repeat(np.asarray([self._stage_position_m()]), count, axis=0)
         exposure, seed = self._beam.exposure(self.acquire_time_s), self._beam.next_seed()
         try:
+            position_m = np.repeat(np.asarray([await self._stage.read_m()]), count, axis=0)
             return await asyncio.get_running_loop().run_in_executor(
                 None, self._scene.render, position_m, exposure, seed
             )

@@ -14,10 +14,12 @@ from caproto.server import PVGroup, get_pv_pair_wrapper, pvproperty
 from ptycho_bluesky.errors import InputError
 
 __all__ = [
+    "EMPTY",
     "LONG_ARRAY_BACKLOG",
     "LONG_STRING_CHARS",
     "Busy",
     "RefreshedGroup",
+    "accept_empty",
     "command",
     "enum_pair",
     "enum_readback",
@@ -40,6 +42,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LONG_STRING_CHARS = 256
+EMPTY = "\0"
+"""An empty long string: an array of no characters cannot be put."""
 LONG_ARRAY_BACKLOG = 4
 """Updates of a long array that wait for a slow client."""
 NO_YES = ("No", "Yes")
@@ -101,10 +105,7 @@ def long_string(name: str, value: str, **options: Any) -> Any:
 
 
 def long_string_pair(name: str, value: str, **options: Any) -> Any:
-    """Set point and ``_RBV`` of a string, arrays of characters; the initial value must not be empty.
-
-    Clients restore initial values, and Channel Access cannot put an empty array.
-    """
+    """Set point and ``_RBV`` of a string, arrays of characters."""
     return _pair(name=name, value=value, **_long(options))
 
 
@@ -135,12 +136,28 @@ def waveform(name: str, max_length: int, **options: Any) -> Any:
     )
 
 
+def accept_empty(channel: Any) -> None:
+    """Let a client put an empty string into an array of characters: one NUL is stored.
+
+    caproto cannot convert such a value and answers nothing that its own client would understand; who restores an empty
+    initial value then waits for ever.
+    """
+    convert = channel.write_from_dbr
+
+    async def write_from_dbr(data: Any, data_type: Any, metadata: Any, *, flags: int = 0) -> Any:
+        if not bytes(data).strip(b"\0"):
+            return await channel.write(EMPTY, flags=flags)
+        return await convert(data, data_type, metadata, flags=flags)
+
+    channel.write_from_dbr = write_from_dbr
+
+
 async def publish(channel: Any, value: Any) -> None:
     """Write a value from inside, past the putter, and only if it is a new one."""
     if isinstance(channel, ChannelEnum):
         value = value if isinstance(value, str) else channel.enum_strings[int(value)]
     elif isinstance(value, str) and channel.data_type == ChannelType.CHAR:
-        value = value[: channel.long_string_max_length] or " "
+        value = value[: channel.long_string_max_length] or EMPTY
     if channel.value != value:
         await channel.write(value, verify_value=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import shutil
 import threading
@@ -30,7 +31,25 @@ FLUSH_S = 0.05
 MAX_BATCH = 256
 CLOSE_TIMEOUT_S = 30.0
 FREE_MARGIN_BYTES = 1_000_000
-"""Room that a file needs beside its frames."""
+"""Room that a file needs beside its frames, to be closed properly."""
+SUPERBLOCK_END_OF_FILE = 28
+"""Where superblocks of version 2 and 3 hold the file's size (HDF5 File Format Specification 3.0, §II.A)."""
+
+
+def free_bytes(folder: Path) -> int:
+    """Room for files in a folder.
+
+    Raises
+    ------
+    StorageError
+        There is no such folder.
+    """
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StorageError(
+            f"folder {folder}: {error.strerror}", "it must exist", "create it or set CreateDirectory"
+        ) from error
 
 
 class FrameFile:
@@ -93,6 +112,18 @@ class FrameFile:
         """Close the file."""
         self._file.close()
 
+    def mend(self) -> None:
+        """After a failed write: make the file as long as it says it is, so that its flushed rows can be read.
+
+        HDF5 allots space before it fills it; a file that ends before it is refused as cut short. The end is a hole,
+        which takes no room on a full disk.
+        """
+        with self.path.open("rb") as stream:
+            stream.seek(SUPERBLOCK_END_OF_FILE)
+            announced = int.from_bytes(stream.read(8), "little")
+        if announced > self.path.stat().st_size:
+            os.truncate(self.path, announced)
+
 
 class HdfWriter:
     """Writes what the detector hands over, without ever holding it up.
@@ -110,6 +141,8 @@ class HdfWriter:
         Called with the reason when a frame cannot be written.
     seed : int
         Of the faults' dice.
+    free_bytes : callable
+        Room for files in a folder.
 
     Notes
     -----
@@ -126,7 +159,9 @@ class HdfWriter:
         on_change: Callable[[], None],
         on_error: Callable[[str], None],
         seed: int = 0,
+        free_bytes: Callable[[Path], int] = free_bytes,
     ) -> None:
+        self._free_bytes = free_bytes
         self._frame_shape, self._dtype, self._faults = frame_shape, dtype, faults
         self._queue_frames, self._on_change, self._on_error = queue_frames, on_change, on_error
         self._queue: queue.Queue[Frame] = queue.Queue(queue_frames)
@@ -171,12 +206,7 @@ class HdfWriter:
         self._thread.start()
 
     def _check_room(self, folder: Path, num_frames: int) -> None:
-        try:
-            free = shutil.disk_usage(folder).free
-        except OSError as error:
-            raise StorageError(
-                f"folder {folder}: {error.strerror}", "it must exist", "create it or set CreateDirectory"
-            ) from error
+        free = self._free_bytes(folder)
         needed = int(num_frames * np.prod(self._frame_shape) * np.dtype(self._dtype).itemsize) + FREE_MARGIN_BYTES
         if needed > free:
             raise StorageError(
@@ -221,12 +251,16 @@ class HdfWriter:
     def _work(self, file: FrameFile) -> None:
         try:
             self._write_all(file)
+        except StorageError as error:
+            self._fail(str(error))
         except Exception as error:  # noqa: BLE001  boundary of the thread: whatever h5py raises ends the capture
             self._fail(f"file {file.path}: {error}")
         finally:
             self.capturing = False
             try:
                 file.close()
+                if self.error:
+                    file.mend()
             except (OSError, RuntimeError) as error:
                 self._fail(f"file {file.path}: {error}")
             self.swmr_active = self.open = False
@@ -238,15 +272,22 @@ class HdfWriter:
             ending = not self.capturing  # looked at before the queue: what came until then is in it
             frames = self._gather()
             if frames:
+                # Full is found before HDF5 finds it: the file can then still be closed whole.
+                self._check_room(file.path.parent, len(frames))
                 file.append(frames)
             now = time.monotonic()
-            if file.rows > self.captured and (now - flushed_at >= FLUSH_S or not frames or ending):
-                file.flush()
-                self.captured, flushed_at = file.rows, now
+            if now - flushed_at >= FLUSH_S or not frames or ending:
+                self._flush(file)
+                flushed_at = now
             if ending and not frames:
                 return
             if len(frames) < MAX_BATCH and not ending:
                 time.sleep(GATHER_S)
+
+    def _flush(self, file: FrameFile) -> None:
+        if file.rows > self.captured:
+            file.flush()
+            self.captured = file.rows
 
     def _gather(self) -> list[Frame]:
         frames: list[Frame] = []

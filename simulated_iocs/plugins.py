@@ -11,6 +11,7 @@ from caproto import SkipWrite
 
 from ptycho_bluesky.errors import InputError, StorageError
 from simulated_iocs.channels import (
+    EMPTY,
     Busy,
     RefreshedGroup,
     enum_pair,
@@ -80,7 +81,7 @@ class HdfPlugin(RefreshedGroup):
     file_name = long_string_pair("FileName", "frames")
     file_template = long_string_pair("FileTemplate", "%s%s_%6.6d.h5")
     file_number = number_pair("FileNumber", 0)
-    full_name = long_string("FullFileName_RBV", " ")
+    full_name = long_string("FullFileName_RBV", EMPTY)
     file_path_exists = enum_readback("FilePathExists_RBV", ("No", "Yes"), 1)
     create_directory = number_pair("CreateDirectory", 0)
     auto_increment = switch_pair("AutoIncrement", 1)
@@ -220,7 +221,7 @@ class PvaPlugin(RefreshedGroup):
     """
 
     enable_callbacks = switch_pair("EnableCallbacks", 1, DISABLE_ENABLE)
-    pv_name = long_string("PvName_RBV", " ")
+    pv_name = long_string("PvName_RBV", EMPTY)
     array_counter = number_pair("ArrayCounter", 0)
     dropped_arrays = number_pair("DroppedArrays", 0)
     port_name = short_string("PortName_RBV", "PVA1")

@@ -7,20 +7,15 @@ import math
 import time
 from typing import Any
 
-import numpy as np
 from caproto.server import pvproperty
-from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from simulated_iocs.channels import Busy, RefreshedGroup, guarded, refuse
+from simulated_iocs.stage_drive import METRES_PER_UNIT, AxisRange, run_up_s
 
-__all__ = ["METRES_PER_UNIT", "MotorAxis", "Stage"]
+__all__ = ["MotorAxis", "Stage"]
 
-METRES_PER_UNIT = 1e-6
-"""The axes' engineering unit is the micrometre."""
 TICK_S = 0.02
-VELOCITY_TOLERANCE = 1.001
-MAX_RUN_UP_S = 30.0
 MIN_MOVE_S = 0.004
 """A shorter move would be over before a client saw it begin."""
 
@@ -63,11 +58,13 @@ class MotorAxis(RefreshedGroup):
         """Whether the axis moves, by itself or driven by a trajectory."""
         return self._driven or (self._task is not None and not self._task.done())
 
-    def within_limits(self, low_um: float, high_um: float) -> bool:
-        """Whether the soft limits allow the range; equal limits mean none."""
+    @property
+    def range(self) -> AxisRange:
+        """Soft limits and velocity."""
         fields = self.motor.field_inst
-        low, high = fields.user_low_limit.value, fields.user_high_limit.value
-        return bool(low == high or low <= low_um <= high_um <= high)
+        return AxisRange(
+            self.prefix, float(fields.user_low_limit.value), float(fields.user_high_limit.value), self.velocity_um_s
+        )
 
     async def prepare(self) -> None:
         """Write limits, velocity and units into the record's fields and take over the writable ones."""
@@ -115,7 +112,8 @@ class MotorAxis(RefreshedGroup):
         return 0
 
     async def _put_value(self, value: float) -> None:
-        violation = int(not self.within_limits(value, value))
+        limits = self.range
+        violation = int(limits.low_um != limits.high_um and not limits.low_um <= value <= limits.high_um)
         await self.motor.field_inst.limit_violation.write(violation)
         if violation:
             await refuse(self.motor, InputError(f"{self.prefix} = {value}", "it is outside the soft limits"))
@@ -186,7 +184,7 @@ class MotorAxis(RefreshedGroup):
 
 
 class Stage:
-    """Two axes: ``m1`` moves x, along the columns, and ``m2`` y, down the rows.
+    """Two axes of this process, a `StageDrive`: ``m1`` moves x, along the columns, and ``m2`` y, down the rows.
 
     Parameters
     ----------
@@ -201,56 +199,19 @@ class Stage:
         self.y = MotorAxis(f"{prefix}m2", limit_um=limit_um, velocity_um_s=velocity_um_s, description="Sample y, rows")
         self.groups: tuple[RefreshedGroup, ...] = (self.x, self.y)
 
-    @property
-    def position_m(self) -> tuple[float, float]:
-        """Readback (y, x)."""
+    async def read_m(self) -> tuple[float, float]:
+        """Present position (y, x)."""
         return self.y.position_um * METRES_PER_UNIT, self.x.position_um * METRES_PER_UNIT
 
-    @property
-    def moving(self) -> bool:
-        """Whether an axis moves."""
-        return self.x.moving or self.y.moving
-
-    def check(self, position_m: NDArray[np.float64], period_s: float) -> None:
-        """Refuse a trajectory that the stage cannot follow.
-
-        Parameters
-        ----------
-        position_m : ndarray of float64, shape (n, 2)
-            (y, x).
-        period_s : float
-            Time between points.
-
-        Raises
-        ------
-        InputError
-            A point lies outside the soft limits, or the way between two takes longer than the period.
-        """
-        position_um = position_m / METRES_PER_UNIT
-        for column, (name, axis) in enumerate((("y", self.y), ("x", self.x))):
-            low, high = float(position_um[:, column].min()), float(position_um[:, column].max())
-            if not axis.within_limits(low, high):
-                raise InputError(
-                    f"trajectory from {name} = {low:.4g} to {high:.4g} um", f"outside the soft limits of {axis.prefix}"
-                )
-            step_um = float(np.abs(np.diff(position_um[:, column])).max(initial=0.0))
-            if step_um > axis.velocity_um_s * period_s * VELOCITY_TOLERANCE:
-                raise InputError(
-                    f"trajectory with a step of {step_um:.4g} um in {name} within {period_s:g} s",
-                    f"{axis.prefix}.VELO is {axis.velocity_um_s:g} um/s",
-                    "take a longer period or a smaller step",
-                )
+    async def ranges(self) -> tuple[AxisRange, AxisRange]:
+        """What the axes (y, x) can do."""
+        return self.y.range, self.x.range
 
     async def go_to(self, position_m: tuple[float, float]) -> None:
         """Run up to the first point of a trajectory, as fast as the slower axis allows."""
         await self.x.drive_begin()
         await self.y.drive_begin()
-        target_y, target_x = (value / METRES_PER_UNIT for value in position_m)
-        duration_s = max(
-            abs(target_y - self.y.position_um) / self.y.velocity_um_s,
-            abs(target_x - self.x.position_um) / self.x.velocity_um_s,
-        )
-        await asyncio.sleep(min(duration_s, MAX_RUN_UP_S))
+        await asyncio.sleep(run_up_s(await self.read_m(), position_m, await self.ranges()))
         await self.follow(position_m)
 
     async def follow(self, position_m: tuple[float, float]) -> None:

@@ -30,7 +30,7 @@ from simulated_iocs.engine import DetectorEngine
 from simulated_iocs.frames import FrameSet
 from simulated_iocs.front_end import Beam
 from simulated_iocs.scene import Scene
-from simulated_iocs.stage import Stage
+from simulated_iocs.stage_drive import StageDrive, check_trajectory
 
 __all__ = ["TrajectoryController", "TrajectoryState"]
 
@@ -59,7 +59,7 @@ class TrajectoryController(RefreshedGroup):
     ----------
     engine : DetectorEngine
     scene : Scene
-    stage : Stage
+    stage : StageDrive
     cam : Cam
     beam : Beam
     max_frame_bytes : int
@@ -91,7 +91,7 @@ class TrajectoryController(RefreshedGroup):
         *args: Any,
         engine: DetectorEngine,
         scene: Scene,
-        stage: Stage,
+        stage: StageDrive,
         cam: Cam,
         beam: Beam,
         max_frame_bytes: int,
@@ -131,6 +131,7 @@ class TrajectoryController(RefreshedGroup):
         await self.refresh()
         try:
             self._planned_m, self._period_s = self._read_trajectory()
+            check_trajectory(self._planned_m, self._period_s, await self._stage.ranges())
             await self._render()
         except (InputError, MemoryError) as error:
             logger.error("no trajectory: %s", error)
@@ -166,7 +167,6 @@ class TrajectoryController(RefreshedGroup):
                 f"the limit is {self._max_frame_bytes / 1e6:.0f} MB",
                 "scan fewer points",
             )
-        self._stage.check(position_m, period_s)
         return position_m, period_s
 
     async def _render(self) -> None:
@@ -216,8 +216,11 @@ class TrajectoryController(RefreshedGroup):
 
     async def _run(self, frames: FrameSet, first: int) -> None:
         y, x = self._planned_m[first].tolist()
-        await self._stage.go_to((y, x))
-        if self._aborting:
+        try:
+            await self._stage.go_to((y, x))
+        except InputError as error:
+            self._engine.fail(str(error))
+        if self._aborting or self._engine.failed:
             await self._finish()
             return
         ended = asyncio.Event()
