@@ -17,11 +17,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.geometry import Geometry, apply_d4
-from ptycho_bluesky.io.assemble import RawScan, StatedGeometry
-from ptycho_bluesky.io.hdf5 import dataset, float_attribute, has_dataset, is_unclosed, open_file, read_string
-from ptycho_bluesky.io.units import length_factor_m
+from ptycho_bluesky.geometry import Geometry
+from ptycho_bluesky.io.hdf5 import dataset, float_attribute, open_file, read_string
 
 __all__ = [
     "BEAM",
@@ -37,7 +34,7 @@ __all__ = [
     "create_datasets",
     "num_rows",
     "open_file",
-    "read_area_detector",
+    "read_columns",
     "read_geometry",
     "read_rows",
 ]
@@ -197,20 +194,33 @@ def read_rows(source: str | Path | h5py.File, start: int = 0, stop: int | None =
 def _read_rows(file: h5py.File, start: int, stop: int | None) -> dict[str, NDArray[Any]]:
     available = num_rows(file)
     rows = slice(min(max(start, 0), available), available if stop is None else max(0, min(stop, available)))
+    column, written = read_columns(file, rows)
+    image = dataset(file, FRAMES)[rows]
+    return {"image": image if written.all() else image[written], **column}
+
+
+def read_columns(file: h5py.File, rows: slice) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+    """Read the columns beside the frames, for rows that are flushed.
+
+    Returns
+    -------
+    dict
+        As `read_rows`, without the frames.
+    ndarray of bool
+        Which of the rows were written; the others are left out of the columns.
+    """
     unique_id = np.asarray(dataset(file, UNIQUE_ID)[rows], dtype=np.int64)
     column = {name: np.asarray(dataset(file, path)[rows], dtype=np.float64) for name, path in COLUMNS.items()}
     content = {
-        "image": dataset(file, FRAMES)[rows],
         "unique_id": unique_id,
         "timestamp_s": column["timestamp_s"],
         "position_m": np.stack([column["position_y_m"], column["position_x_m"]], axis=1),
         "i0": column["i0"],
     }
     written = unique_id != NO_ID
-    if written.all():
-        return content
-    logger.warning("%s: %d rows were made but never written", file.filename, np.count_nonzero(~written))
-    return {name: values[written] for name, values in content.items()}
+    if not written.all():
+        logger.warning("%s: %d rows were made but never written", file.filename, np.count_nonzero(~written))
+    return {name: values[written] for name, values in content.items()}, written
 
 
 def read_geometry(file: h5py.File) -> Geometry | None:
@@ -224,77 +234,3 @@ def read_geometry(file: h5py.File) -> Geometry | None:
         return None
     orientation = read_string(detector.attrs.get("orientation", "identity"))
     return Geometry(energy_eV, distance_m, pixel_m, int(dataset(file, FRAMES).shape[-1]), orientation)
-
-
-def read_area_detector(
-    path: str | Path, limit: int | None = None, position_datasets: tuple[str, str] | None = None
-) -> RawScan:
-    """Read a whole scan.
-
-    Parameters
-    ----------
-    path : path
-        Finished, growing, or left behind by a writer that died.
-    limit : int, optional
-        Frames to read at most.
-    position_datasets : tuple of str, optional
-        Datasets of y and x, with their attribute ``units``, where they are not `POSITION_Y` and `POSITION_X`. The file
-        then needs no other column.
-
-    Returns
-    -------
-    RawScan
-        ``metadata["unclosed"]`` is True, with ``rows_read``, where the file was not closed: it is cut there, or grows.
-
-    Raises
-    ------
-    InputError
-        Frames or positions are missing.
-    """
-    unclosed = is_unclosed(path)
-    with open_file(path) as file:
-        complete = all(has_dataset(file, name) for name in (UNIQUE_ID, *COLUMNS.values()))
-        if position_datasets is None and not complete:
-            missing = [name for name in (UNIQUE_ID, *COLUMNS.values()) if not has_dataset(file, name)]
-            raise InputError(
-                f"{path}: no {', '.join(missing)}", "every frame has a position", "name the datasets of the positions"
-            )
-        rows = read_rows(file, 0, limit) if complete else {"image": dataset(file, FRAMES)[:limit]}
-        position = rows.get("position_m")
-        if position_datasets is not None:
-            position = _named_positions_m(file, position_datasets)[:limit]
-        geometry = read_geometry(file)
-        metadata: dict[str, Any] = {"format": "areaDetector NeXus"}
-        if unclosed:
-            metadata |= {"unclosed": True, "rows_read": len(rows["image"])}
-            logger.warning("%s was not closed by its writer: read to its last flush, %d rows", path, len(rows["image"]))
-        orientation = "identity" if geometry is None else geometry.orientation
-        image = np.asarray(rows["image"])
-        return RawScan(
-            # Positions belong to the canonical frame already; only the detector's pixels may be turned.
-            image if orientation == "identity" else np.ascontiguousarray(apply_d4(image, orientation)),
-            np.asarray(position, dtype=np.float64),
-            "m",
-            stated=StatedGeometry()
-            if geometry is None
-            else StatedGeometry(geometry.energy_eV, geometry.distance_m, geometry.detector_pixel_m),
-            orientation=orientation,
-            unique_id=rows.get("unique_id"),
-            timestamp_s=rows.get("timestamp_s"),
-            i0=rows.get("i0"),
-            metadata=metadata,
-        )
-
-
-def _named_positions_m(file: h5py.File, names: tuple[str, str]) -> NDArray[np.float64]:
-    columns = []
-    for name in names:
-        item = dataset(file, name)
-        if "units" not in item.attrs:
-            raise InputError(f"{name} without units", "units are never guessed", "set its attribute 'units'")
-        columns.append(
-            np.asarray(item[()], dtype=np.float64).ravel() * length_factor_m(read_string(item.attrs["units"]), name)
-        )
-    if len(columns[0]) != len(columns[1]):
-        raise InputError(f"{len(columns[0])} y and {len(columns[1])} x positions", "every frame has both")
-    return np.stack(columns, axis=1)

@@ -17,6 +17,7 @@ __all__ = ["RawScan", "StatedGeometry", "assemble", "scaled_probe"]
 
 PIXEL_AGREEMENT = 0.01
 """Relative difference up to which a stated pixel and the one of the geometry count as the same."""
+FRAMES_FOR_MEAN = 1000
 HOW_TO_STATE = "state --energy-eV, --distance-m and --detector-pixel-m, or --object-pixel-m"
 
 
@@ -51,8 +52,8 @@ class RawScan:
 
     Attributes
     ----------
-    image : ndarray, shape (n, N, N)
-        Canonical frames, zero frequency at ``[N//2, N//2]``.
+    image : array-like, shape (n, N, N)
+        An ndarray or `FramesOnDemand`: canonical frames, zero frequency at ``[N//2, N//2]``.
     position : ndarray of float64, shape (m, 2)
         (y, x) in ``position_unit``; m > n where a file was cut.
     position_unit : {"m", "px"}
@@ -68,7 +69,7 @@ class RawScan:
     metadata : dict
     """
 
-    image: NDArray[Any]
+    image: Any
     position: NDArray[np.float64]
     position_unit: Literal["m", "px"]
     stated: StatedGeometry = field(default_factory=StatedGeometry)
@@ -166,26 +167,27 @@ def assemble(raw: RawScan, stated: StatedGeometry, run_uid: str) -> Measurement:
     )
 
 
-def scaled_probe(probe: NDArray[Any], image: NDArray[Any]) -> NDArray[np.complex64]:
+def scaled_probe(probe: NDArray[Any], image: Any) -> NDArray[np.complex64]:
     """Starting probe scaled to the light in the frames.
 
     Parameters
     ----------
     probe : ndarray of complex, shape (..., N, N)
         Leading axes are modes.
-    image : ndarray, shape (n, N, N)
-        Counts.
+    image : array-like, shape (n, N, N)
+        Counts; of many frames some, evenly chosen, stand for all.
 
     Returns
     -------
     ndarray of complex64, shape (modes, N, N)
         Sum of |P|² = mean counts of a frame.
     """
-    if np.iscomplexobj(image):
+    if np.issubdtype(image.dtype, np.complexfloating):
         raise InputError(f"frames of type {image.dtype}", "frames hold counts, which are real numbers")
     modes = np.asarray(probe, dtype=np.complex64).reshape(-1, *probe.shape[-2:])
     power = float(np.sum(np.abs(modes.astype(np.complex128)) ** 2))
-    counts = float(np.mean(np.sum(image, axis=(1, 2), dtype=np.float64))) if len(image) else 0.0
+    some = np.asarray(image[:: max(1, len(image) // FRAMES_FOR_MEAN)])
+    counts = float(np.mean(np.sum(some, axis=(1, 2), dtype=np.float64))) if len(some) else 0.0
     if not (np.isfinite(power) and power > 0):
         raise InputError(
             "a starting probe without light or with values that are not finite", "it illuminates the sample"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.io.assemble import RawScan, StatedGeometry, scaled_probe
+from ptycho_bluesky.io.frames import FramesOnDemand, canonical_frames, square_window
 from ptycho_bluesky.io.hdf5 import dataset, has_dataset, open_file, read_scalar, read_string
 from ptycho_bluesky.io.units import energy_factor_ev, length_factor_m
 
@@ -41,7 +42,7 @@ def is_cxi(file: h5py.File) -> bool:
     return any(has_dataset(file, path) for path in DATA)
 
 
-def read_cxi(path: Path, limit: int | None = None) -> RawScan:
+def read_cxi(path: Path, limit: int | None = None, centre_px: tuple[int, int] | None = None) -> RawScan:
     """Read a scan.
 
     Parameters
@@ -49,6 +50,8 @@ def read_cxi(path: Path, limit: int | None = None) -> RawScan:
     path : Path
     limit : int, optional
         Frames to read at most.
+    centre_px : tuple of int, optional
+        Detector pixel (row, column) of the zero frequency, where the file states none or a wrong one.
 
     Returns
     -------
@@ -72,13 +75,14 @@ def read_cxi(path: Path, limit: int | None = None) -> RawScan:
         if name is None:
             raise InputError(f"{path}: no dataset {DATA[0]}", "a CXI file has its frames there", "check the file")
         frames = dataset(file, name)
-        image = _flat(frames, limit)
+        rows = _frame_rows(frames, limit)
         position = _positions_m(file)
         if limit is not None:
             position = position[:limit]
-        image, mask, square = _cut_square(image, _mask(file, image.shape[-2:]), _beam_centre_px(file, image.shape[-2:]))
-        if mask is not None:
-            image = np.where(mask, image, 0).astype(image.dtype)
+        window, square = square_window(frames.shape[-2:], centre_px or _beam_centre_px(file, frames.shape[-2:]))
+        mask = _mask(file, frames.shape[-2:])
+        mask = None if mask is None else mask[window]
+        image = canonical_frames(FramesOnDemand(path, name, rows, window, mask))
         return RawScan(
             image,
             position,
@@ -90,16 +94,13 @@ def read_cxi(path: Path, limit: int | None = None) -> RawScan:
         )
 
 
-def _flat(frames: h5py.Dataset, limit: int | None) -> NDArray[Any]:
-    """Frames (n, H, W); a raster (ny, nx, H, W) is flattened in C order."""
+def _frame_rows(frames: h5py.Dataset, limit: int | None) -> NDArray[np.int64]:
+    """Frames to read, counted in C order: a scan is (n, H, W), a raster (ny, nx, H, W)."""
+    if frames.ndim not in (3, 4):
+        raise InputError(f"{frames.name} of shape {frames.shape}", "a scan is a stack of images")
     if not frames.size:
         raise InputError(f"{frames.name} of shape {frames.shape}", "a scan has at least one frame")
-    if frames.ndim == 3:
-        return np.asarray(frames[:limit])
-    if frames.ndim == 4:
-        flat = np.asarray(frames[()]).reshape(-1, *frames.shape[-2:])
-        return flat if limit is None else flat[:limit]
-    raise InputError(f"{frames.name} of shape {frames.shape}", "a scan is a stack of images")
+    return np.arange(int(np.prod(frames.shape[:-2])), dtype=np.int64)[:limit]
 
 
 def _length_m(file: h5py.File, path: str) -> float | None:
@@ -179,22 +180,7 @@ def _mask(file: h5py.File, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
     return (bits.astype(np.int64) & BAD_PIXEL_BITS) == 0
 
 
-def _cut_square(
-    image: NDArray[Any], mask: NDArray[np.bool_] | None, centre: tuple[int, int]
-) -> tuple[NDArray[Any], NDArray[np.bool_] | None, dict[str, Any]]:
-    """Largest even square that has the centre at its pixel ``[N//2, N//2]``."""
-    rows, cols = image.shape[-2:]
-    half = min(centre[0], centre[1], rows - centre[0], cols - centre[1])
-    if half < 1:
-        raise InputError(f"beam centre at pixel {centre}", f"it lies inside the frame of {rows} × {cols}")
-    window = tuple(slice(c - half, c + half) for c in centre)
-    if (rows, cols) == (2 * half, 2 * half):
-        return image, mask, {}
-    note = {"cut_from": [rows, cols], "cut_centre_px": list(centre)}
-    return image[(..., *window)], None if mask is None else mask[window], note
-
-
-def _probe(file: h5py.File, image: NDArray[Any]) -> NDArray[np.complex64] | None:
+def _probe(file: h5py.File, image: NDArray[Any] | FramesOnDemand) -> NDArray[np.complex64] | None:
     for path in PROBE:
         if has_dataset(file, path):
             probe = np.asarray(dataset(file, path)[()])

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.io.area_detector import FRAMES, read_area_detector
+from ptycho_bluesky.io.area_detector import FRAMES
+from ptycho_bluesky.io.area_detector_scan import read_area_detector
 from ptycho_bluesky.io.assemble import RawScan, StatedGeometry, assemble
 from ptycho_bluesky.io.cxi import is_cxi, read_cxi
 from ptycho_bluesky.io.hdf5 import HDF5_SIGNATURE, has_dataset, open_file
@@ -32,6 +33,7 @@ def read_measurement(
     limit: int | None = None,
     position_datasets: tuple[str, str] | None = None,
     position_signs: tuple[int, int] = (1, 1),
+    centre_px: tuple[int, int] | None = None,
 ) -> Measurement:
     """Read a scan: CXI, NXcxi_ptycho, areaDetector NeXus, tike's or PtychoNN's ``.npz`` (also ``.npz.bz2``).
 
@@ -50,11 +52,15 @@ def read_measurement(
     position_signs : tuple of int
         1 or −1 for y and x: what the stage's description says, where the file's positions are those of the sample
         instead of the beam, or its axes point the other way. Kept in the metadata.
+    centre_px : tuple of int, optional
+        Detector pixel (row, column) of the zero frequency in an HDF5 file: frames are cut to the largest even square
+        about it.
 
     Returns
     -------
     Measurement
-        Checked by `validate_measurement`. Positions are in metres when a pixel is known, else in object pixels.
+        Checked by `validate_measurement`. Positions are in metres when a pixel is known, else in object pixels. Frames
+        beyond 1 GiB stay in their HDF5 file until they are indexed.
 
     Raises
     ------
@@ -67,7 +73,7 @@ def read_measurement(
     stated = StatedGeometry(energy_eV, distance_m, detector_pixel_m, object_pixel_m)
     if len(position_signs) != 2 or not set(position_signs) <= {1, -1}:
         raise InputError(f"position_signs = {position_signs}", "each is 1 or -1, y first")
-    raw = _reader(path, position_datasets)(path, limit)
+    raw = _reader(path, position_datasets, centre_px)(path, limit)
     if position_signs != (1, 1):
         metadata = {**raw.metadata, "position_signs": list(position_signs)}
         raw = replace(raw, position=raw.position * np.array(position_signs), metadata=metadata)
@@ -76,7 +82,9 @@ def read_measurement(
     return measurement
 
 
-def _reader(path: Path, position_datasets: tuple[str, str] | None) -> Callable[[Path, int | None], RawScan]:
+def _reader(
+    path: Path, position_datasets: tuple[str, str] | None, centre_px: tuple[int, int] | None
+) -> Callable[[Path, int | None], RawScan]:
     if not path.is_file():
         raise InputError(f"file {path}", "it does not exist", "check the path")
     with path.open("rb") as stream:
@@ -84,9 +92,9 @@ def _reader(path: Path, position_datasets: tuple[str, str] | None) -> Callable[[
     if signature == HDF5_SIGNATURE:
         with open_file(path) as file:
             if is_cxi(file):
-                return read_cxi
+                return lambda p, limit: read_cxi(p, limit, centre_px)
             if has_dataset(file, FRAMES):
-                return lambda p, limit: read_area_detector(p, limit, position_datasets)
+                return lambda p, limit: read_area_detector(p, limit, position_datasets, centre_px)
         raise InputError(
             f"{path}", f"an HDF5 scan has its frames in {FRAMES} or /entry_1/data_1/data", "check the file's layout"
         )
