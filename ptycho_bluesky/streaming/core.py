@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 REMEMBERED_RUNS = 1000
 CONFIRM_PERIOD_S = 0.2
+SIGN_OF_LIFE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ class EdgeCore:
             return None
         if name in ("descriptor", "stream_resource"):
             self._run_of[str(doc["uid"])] = uid
+        run.active_s = time.monotonic()
         return run
 
     def _event_frame(self, run: RunState, doc: dict[str, Any]) -> None:
@@ -258,6 +260,7 @@ class EdgeCore:
         self._route(self.held.take_all())
 
     def _process(self, run: RunState, batch: Batch) -> None:
+        run.active_s = time.monotonic()
         inferred = run.process(batch, self.slot.current, time.time())
         if self._on_batch is not None:
             self._on_batch(run, inferred)
@@ -342,6 +345,15 @@ class EdgeCore:
         while len(self._closed) > REMEMBERED_RUNS:
             old, _ = self._closed.popitem(last=False)
             self._run_of = {parent: run for parent, run in self._run_of.items() if run != old}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run of the stream goes on or is being closed; one long without a sign of life does not count."""
+        now_s = time.monotonic()
+        return any(
+            run.live and (run.phase is not Phase.OPEN or now_s - run.active_s < SIGN_OF_LIFE_S)
+            for run in self.runs.values()
+        )
 
     def result(self, run: RunState) -> RunResult:
         """What there is of a run now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -73,6 +74,7 @@ class RunState:
     phase: Phase = Phase.OPEN
     models: list[str] = field(default_factory=list)
     flagged_i0: int = 0
+    active_s: float = field(default_factory=time.monotonic)
     model_errors: dict[str, str] = field(default_factory=dict)
     _canonical: Canonical | None = None
     _image: RunImage | None = None

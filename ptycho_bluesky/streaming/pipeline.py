@@ -1,0 +1,301 @@
+"""The edge with its queues: one thread joins, infers and stitches; readers of files and sinks have their own."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ptycho_bluesky.config import EdgeSettings
+from ptycho_bluesky.inference import ModelSlot
+from ptycho_bluesky.records import FrameCounts, FrameOrigin, InferredBatch
+from ptycho_bluesky.streaming.closing import ClosingOptions, FileReply, FileRequest, read_file
+from ptycho_bluesky.streaming.core import EdgeCore, RunResult
+from ptycho_bluesky.streaming.frames import Frame
+from ptycho_bluesky.streaming.meters import LatencyMeter, RateMeter
+from ptycho_bluesky.streaming.run_state import Phase, RunState
+from ptycho_bluesky.streaming.sinks import EdgeStatus, EdgeUpdate, Sink
+
+__all__ = ["EdgePipeline"]
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.02
+IDLE_UPDATE_S = 1.0
+MAX_BATCH_FACTOR = 8
+"""A queue that has grown is worked off in batches up to this many times the usual one; larger ones are faster."""
+SNAPSHOT_SHARE = 0.1
+"""Share of the time that copying the mosaic for display may take."""
+
+
+class EdgePipeline:
+    """Takes documents and frames from any thread and works on them in one of its own.
+
+    Parameters
+    ----------
+    slot : ModelSlot
+    settings : EdgeSettings, optional
+        Batch size, deadline, bound of the queue, display period, backfill.
+    sinks : sequence of Sink
+    closing : ClosingOptions, optional
+    on_unknown : callable, optional
+        ``on_unknown(name, doc)``, called in the edge's thread for a document whose run is not known: have its
+        documents fetched elsewhere and submitted. It must return at once.
+    on_batch : callable, optional
+        ``on_batch(batch)`` in the edge's thread.
+    source_counters : callable, optional
+        Gives ``(waiting, overruns)``: frames that the source holds, and those that its monitor lost.
+
+    Notes
+    -----
+    Order of work: documents, then frames of the stream, then what was read from files. The frame queue is bounded;
+    what does not fit is counted, is *missed*, and is read from the file at the end of the run. Nothing waits for a
+    sink.
+    """
+
+    def __init__(
+        self,
+        slot: ModelSlot,
+        settings: EdgeSettings | None = None,
+        sinks: Sequence[Sink] = (),
+        *,
+        closing: ClosingOptions | None = None,
+        on_unknown: Callable[[str, dict[str, Any]], None] | None = None,
+        on_batch: Callable[[InferredBatch], None] | None = None,
+        source_counters: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
+        self.settings = settings or EdgeSettings()
+        self.slot, self.sinks = slot, tuple(sinks)
+        self._batch_hook = on_batch
+        self._source_counters = source_counters or (lambda: (0, 0))
+        self._core = EdgeCore(
+            slot,
+            closing=closing or ClosingOptions(backfill=self.settings.backfill),
+            max_batch=self.settings.batch_size * MAX_BATCH_FACTOR,
+            on_batch=self._batch_done,
+            on_closed=self._run_closed,
+            on_unknown=on_unknown,
+        )
+        self._condition = threading.Condition()
+        self._documents: deque[tuple[str, dict[str, Any], bool]] = deque()
+        self._frames: deque[tuple[float, Frame]] = deque()
+        self._replies: deque[FileReply] = deque()
+        self._requests: queue.Queue[FileRequest | None] = queue.Queue()
+        self._reading = 0
+        self._stopping = False
+        self._busy = False
+        self._dropped = 0
+        self._rate, self._latency = RateMeter(), LatencyMeter()
+        self._new_ids: list[np.ndarray] = []
+        self._new_timestamps: list[np.ndarray] = []
+        self._last_frame: tuple[Any, int] | None = None
+        self._last_counts = FrameCounts()
+        self._residual = np.nan
+        self._dirty = False
+        self._next_update_s = 0.0
+        self._published_model = ""
+        self._threads = [
+            threading.Thread(target=self._work, name="edge", daemon=True),
+            threading.Thread(target=self._read, name="edge-files", daemon=True),
+        ]
+
+    # --- from any thread ---------------------------------------------------------------------------------------------
+
+    def start(self) -> EdgePipeline:
+        """Start working."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def submit_document(self, name: str, doc: dict[str, Any], live: bool = True) -> None:
+        """Hand over a document; returns at once."""
+        with self._condition:
+            self._documents.append((name, doc, live))
+            self._condition.notify()
+
+    def submit_documents(self, documents: Iterable[tuple[str, dict[str, Any]]], live: bool = True) -> None:
+        """Hand over the documents of a run together."""
+        with self._condition:
+            self._documents.extend((name, doc, live) for name, doc in documents)
+            self._condition.notify()
+
+    def submit_frame(self, frame: Frame) -> bool:
+        """Hand over a frame; False when the queue is full and the frame was counted and let go."""
+        with self._condition:
+            if len(self._frames) >= self.settings.queue_frames:
+                self._dropped += 1
+                if self._dropped == 1:
+                    logger.warning("the frame queue is full; frames are let go and will be read from the file")
+                return False
+            self._frames.append((time.monotonic(), frame))
+            if len(self._frames) == 1 or len(self._frames) >= self.settings.batch_size:
+                self._condition.notify()
+            return True
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until every document and frame has been worked off and every stopped run is closed."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with self._condition:
+                queued = self._documents or self._frames or self._replies or self._reading or self._busy
+                if not queued and not any(run.phase is not Phase.OPEN for run in list(self._core.runs.values())):
+                    return True
+            time.sleep(0.005)
+        return False
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Stop working and close the sinks; an unfinished run is caught up by the next edge."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        self._requests.put(None)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout_s)
+        for sink in self.sinks:
+            sink.close()
+
+    @property
+    def open_runs(self) -> list[str]:
+        """Uids of runs that are not closed."""
+        return list(self._core.runs)
+
+    # --- the edge's thread -------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                if not self._stopping and not self._ready():
+                    self._condition.wait(self._patience_s())
+                if self._stopping:
+                    return
+                documents = list(self._documents)
+                self._documents.clear()
+                frames = self._gather()
+                reply = self._replies.popleft() if not frames and self._replies else None
+                self._busy = bool(documents or frames or reply)
+            try:
+                self._turn(documents, frames, reply)
+            except Exception:  # an edge that dies loses its runs; one that skips a batch reads it back from the file
+                logger.exception("the edge skips a piece of work; its frames are read from the file")
+            self._busy = False
+
+    def _ready(self) -> bool:
+        return bool(self._documents or self._replies or self._batch_is_due())
+
+    def _batch_is_due(self) -> bool:
+        if not self._frames:
+            return False
+        full = len(self._frames) >= self.settings.batch_size
+        return full or time.monotonic() - self._frames[0][0] >= self.settings.deadline_s
+
+    def _patience_s(self) -> float:
+        if not self._frames:
+            return TICK_S
+        return max(1e-4, min(TICK_S, self._frames[0][0] + self.settings.deadline_s - time.monotonic()))
+
+    def _gather(self) -> list[Frame]:
+        if not self._batch_is_due():
+            return []
+        size = self.settings.batch_size
+        if len(self._frames) > 2 * size:
+            size = min(len(self._frames), size * MAX_BATCH_FACTOR)
+        return [self._frames.popleft()[1] for _ in range(min(size, len(self._frames)))]
+
+    def _turn(
+        self, documents: list[tuple[str, dict[str, Any], bool]], frames: list[Frame], reply: FileReply | None
+    ) -> None:
+        for name, doc, live in documents:
+            self._core.document(name, doc, live)
+        if frames:
+            self._core.frames(frames)
+        if reply is not None:
+            self._reading -= 1
+            self._core.file_reply(reply)
+        waiting, overruns = self._source_counters()
+        self._core.tick(stream_empty=not self._frames and not waiting)
+        while self._core.requests:
+            self._reading += 1
+            self._requests.put(self._core.requests.popleft())
+        now_s = time.monotonic()
+        news = self._dirty or self.slot.model_id != self._published_model
+        if now_s >= self._next_update_s + (0.0 if news else IDLE_UPDATE_S):
+            self._publish(waiting, overruns)
+
+    def _batch_done(self, run: RunState, batch: InferredBatch) -> None:
+        frames = batch.frames
+        self._rate.add(len(frames))
+        if run is self._core.current:
+            self._new_ids.append(frames.unique_id)
+            self._new_timestamps.append(frames.timestamp_s[frames.origin != FrameOrigin.FILE])
+            self._last_frame = (frames.image[-1], int(frames.unique_id[-1]))
+            self._dirty = True
+        if self._batch_hook is not None:
+            self._batch_hook(batch)
+
+    def _publish(self, waiting: int, overruns: int, final: RunResult | None = None) -> None:
+        begun_s = time.monotonic()
+        self._published_model = self.slot.model_id
+        run = self._core.current
+        going_on = run is not None and run.uid in self._core.runs
+        if final is not None:
+            self._last_counts, mosaic, geometry = final.counts, final.mosaic, final.geometry
+        else:
+            self._last_counts = run.counts() if run is not None else FrameCounts()
+            mosaic = run.mosaic() if run is not None and going_on and self._dirty else None
+            geometry = run.documents.geometry if run is not None else None
+        update = EdgeUpdate(
+            status=self._status(waiting, overruns),
+            counts=self._last_counts,
+            mosaic=mosaic,
+            complete=final is not None,
+            geometry=geometry,
+            frame=self._last_frame[0] if self._last_frame and self._dirty else None,
+            frame_id=self._last_frame[1] if self._last_frame else 0,
+            new_ids=np.concatenate(self._new_ids) if self._new_ids else np.zeros(0, dtype=np.int64),
+            new_timestamps_s=np.concatenate(self._new_timestamps) if self._new_timestamps else np.zeros(0),
+            published=self._latency.published,
+        )
+        self._new_ids, self._new_timestamps, self._dirty = [], [], False
+        for sink in self.sinks:
+            sink.update(update)
+        spent_s = time.monotonic() - begun_s
+        self._next_update_s = begun_s + max(self.settings.display_period_s, spent_s / SNAPSHOT_SHARE)
+
+    def _status(self, waiting: int, overruns: int) -> EdgeStatus:
+        core = self._core
+        p50, p99 = self._latency.quantiles_ms()
+        return EdgeStatus(
+            state="running" if core.busy else "ready",
+            run_uid=core.current.uid if core.current else "",
+            model_id=self.slot.model_id,
+            queue_depth=len(self._frames) + waiting,
+            dropped=self._dropped,
+            overruns=overruns,
+            frames_per_s=self._rate.per_s,
+            latency_p50_ms=p50,
+            latency_p99_ms=p99,
+            residual=float(self._residual),
+            bad_documents=core.bad_documents,
+        )
+
+    def _run_closed(self, result: RunResult) -> None:
+        for sink in self.sinks:
+            sink.finish(result)
+        if self._core.current is not None and result.mosaic.run_uid == self._core.current.uid:
+            self._publish(*self._source_counters(), final=result)
+
+    # --- the file reader's thread ------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        while (request := self._requests.get()) is not None:
+            reply = read_file(request)
+            with self._condition:
+                self._replies.append(reply)
+                self._condition.notify()

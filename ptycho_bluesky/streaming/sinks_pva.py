@@ -1,0 +1,184 @@
+"""Mosaic, frames and counters on pvAccess, served by the edge."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_bluesky.records import FrameCounts, Mosaic
+from ptycho_bluesky.streaming.core import RunResult
+from ptycho_bluesky.streaming.sinks import EdgeStatus, EdgeUpdate
+
+__all__ = ["PvaSink", "id_ranges"]
+
+logger = logging.getLogger(__name__)
+
+COUNTS = tuple(FrameCounts().as_dict())
+NUMBERS = ("Queue:Depth", "Queue:Dropped", "Queue:Overruns", "Documents:Bad")
+FIGURES = ("Rate:FramesPerSecond", "Latency:P50_ms", "Latency:P99_ms", "Residual")
+TEXTS = ("Model:Id", "State", "Run:Uid")
+
+
+def id_ranges(unique_id: NDArray[np.int64]) -> str:
+    """Ids as text, runs of successive ones shortened: ``"17-24,26"``."""
+    ids = np.unique(unique_id)
+    if not len(ids):
+        return ""
+    cuts = np.flatnonzero(np.diff(ids) != 1)
+    first = ids[np.concatenate([[0], cuts + 1])].tolist()
+    last = ids[np.concatenate([cuts, [len(ids) - 1]])].tolist()
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(first, last, strict=True))
+
+
+class PvaSink:
+    """Serves the edge's process variables.
+
+    Parameters
+    ----------
+    prefix : str
+        Of every name.
+
+    Notes
+    -----
+    ``Mosaic:Image`` and ``Mosaic:BrightField`` are NTNDArrays that any areaDetector viewer opens; their attributes hold
+    the placement of the canvas and, in ``NewUniqueIds``, the frames that came in since the image before. The server's
+    thread takes the newest update only, so a slow client sees fewer images, never old ones.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._pva: Any = import_module("pvaccess")
+        self.prefix = prefix
+        self._server = self._pva.PvaServer()
+        self._numbers: dict[str, Any] = {}
+        self._published = 0
+        self._condition = threading.Condition()
+        self._update: EdgeUpdate | None = None
+        self._unlisted: list[NDArray[np.int64]] = []
+        self._untimed: list[NDArray[np.float64]] = []
+        self._stopping = False
+        self._make_records()
+        self._thread = threading.Thread(target=self._serve, name="edge-pva", daemon=True)
+        self._thread.start()
+
+    def update(self, update: EdgeUpdate) -> None:
+        """Publish an update, unless a newer one comes first; what it lists is then listed by the newer one."""
+        with self._condition:
+            waiting = self._update
+            if waiting is not None and waiting.mosaic is not None and update.mosaic is None:
+                # a mosaic that waits goes out with the newer figures
+                update = replace(update, mosaic=waiting.mosaic, complete=waiting.complete, published=waiting.published)
+            self._update = update
+            self._unlisted.append(update.new_ids)
+            self._untimed.append(update.new_timestamps_s)
+            self._condition.notify()
+
+    def finish(self, result: RunResult) -> None:
+        """Nothing to do: the last update of a run holds its final mosaic and counts."""
+
+    def close(self) -> None:
+        """Stop serving."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join(5.0)
+        self._server.stop()
+
+    def _make_records(self) -> None:
+        pva = self._pva
+        for name in (*(f"Counts:{name.capitalize()}" for name in COUNTS), *NUMBERS):
+            self._add(name, {"value": pva.LONG}, 0)
+        for name in FIGURES:
+            self._add(name, {"value": pva.DOUBLE}, float("nan"))
+        for name in TEXTS:
+            self._add(name, {"value": pva.STRING}, "starting" if name == "State" else "")
+        blank = np.zeros((1, 1), dtype=np.float32)
+        for name in ("Mosaic:Image", "Mosaic:BrightField", "Frame:Image"):
+            self._server.addRecord(self.prefix + name, self._image(blank, 0, {}))
+
+    def _add(self, name: str, structure: dict[str, Any], value: Any) -> None:
+        record = self._pva.PvObject(structure, {"value": value})
+        self._numbers[name] = record
+        self._server.addRecord(self.prefix + name, record)
+
+    def _serve(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._update is not None or self._stopping)
+                if self._update is None:
+                    return
+                update, self._update = self._update, None
+                ids, times = self._unlisted, self._untimed
+                if update.mosaic is not None:
+                    self._unlisted, self._untimed = [], []
+            try:
+                self._publish(update, ids, times)
+            except Exception:  # a value that cannot be served costs its publication, not the server
+                logger.exception("pvAccess publication failed")
+
+    def _publish(self, update: EdgeUpdate, ids: list[NDArray[np.int64]], times: list[NDArray[np.float64]]) -> None:
+        if update.mosaic is not None:
+            self._put_mosaic(update.mosaic, np.concatenate(ids), update.complete)
+            update.published(np.concatenate(times))
+        if update.frame is not None:
+            self._server.update(self.prefix + "Frame:Image", self._image(update.frame, update.frame_id, {}))
+        self._put_counts(update.counts)
+        self._put_status(update.status)
+
+    def _put_counts(self, counts: FrameCounts) -> None:
+        for name, value in counts.as_dict().items():
+            self._put(f"Counts:{name.capitalize()}", value)
+
+    def _put_status(self, status: EdgeStatus) -> None:
+        values = {
+            "Queue:Depth": status.queue_depth,
+            "Queue:Dropped": status.dropped,
+            "Queue:Overruns": status.overruns,
+            "Documents:Bad": status.bad_documents,
+            "Rate:FramesPerSecond": status.frames_per_s,
+            "Latency:P50_ms": status.latency_p50_ms,
+            "Latency:P99_ms": status.latency_p99_ms,
+            "Residual": status.residual,
+            "Model:Id": status.model_id,
+            "Run:Uid": status.run_uid,
+            "State": status.state,
+        }
+        for name, value in values.items():
+            self._put(name, value)
+
+    def _put(self, name: str, value: Any) -> None:
+        record = self._numbers[name]
+        record["value"] = value
+        self._server.update(self.prefix + name, record)
+
+    def _put_mosaic(self, mosaic: Mosaic, new_ids: NDArray[np.int64], complete: bool) -> None:
+        self._published += 1
+        attributes = {
+            "RunUid": mosaic.run_uid,
+            "Complete": int(complete),
+            "NewUniqueIds": id_ranges(new_ids),
+            "ModelId": mosaic.model_ids[-1] if mosaic.model_ids else "",
+            "OriginY_m": mosaic.frame.origin_m[0],
+            "OriginX_m": mosaic.frame.origin_m[1],
+            "PixelSize_m": mosaic.frame.pixel_size_m,
+        }
+        phase = np.where(mosaic.coverage > 0, mosaic.phase_rad, np.nan).astype(np.float32)
+        self._server.update(self.prefix + "Mosaic:Image", self._image(phase, self._published, attributes))
+        bright = np.asarray(mosaic.maps["bright_field"], dtype=np.float32)
+        self._server.update(self.prefix + "Mosaic:BrightField", self._image(bright, self._published, attributes))
+
+    def _image(self, image: NDArray[Any], unique_id: int, attributes: dict[str, Any]) -> Any:
+        utility = import_module("pvapy.utility.adImageUtility").AdImageUtility
+        structure = utility.generateNtNdArray2D(unique_id, np.ascontiguousarray(image))
+        pva = self._pva
+        kinds = {int: pva.PvInt, float: pva.PvDouble, str: pva.PvString}
+        structure["attribute"] = [
+            pva.NtAttribute("ColorMode", pva.PvInt(0)),
+            *(pva.NtAttribute(name, kinds[type(value)](value)) for name, value in attributes.items()),
+        ]
+        return structure
