@@ -115,6 +115,23 @@ def test_demo_areas_are_more_than_a_probe_apart_on_plain_membrane(size):
     assert [area.name for area in sample.areas] == ["shapes-0", "shapes-1", "shapes-2", "letters-0"]
 
 
+def test_areas_of_every_kind_stand_side_by_side(tmp_path):
+    Image.fromarray(np.tile(np.arange(100, dtype=np.uint8), (100, 1))).save(tmp_path / "ramp.png")
+    areas = (
+        Area("star", (0.0, -1e-6), 1e-6),
+        Area("image", (0.0, 1e-6), 1e-6, path=str(tmp_path / "ramp.png")),
+    )
+    wave, frame = SampleMap(areas, PIXEL_M).object()
+    phase = np.angle(wave)
+    (_, star_col), (row, image_col) = np.rint(frame.to_px([a.centre_m for a in areas])).astype(int)
+    spokes = phase[row - 15 : row + 15, star_col - 15 : star_col + 15]
+    assert (spokes < -0.9).any()
+    assert (spokes > -0.1).any()
+    line = phase[row, image_col - 19 : image_col + 19]
+    assert (np.diff(line) < 0).all()
+    assert line[-1] < -0.9
+
+
 def test_gap_of_overlapping_and_of_single_areas():
     one = Area("shapes", (0.0, 0.0), 1e-6)
     assert SampleMap((one,), PIXEL_M).smallest_gap_m() == np.inf
