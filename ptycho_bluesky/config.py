@@ -124,6 +124,9 @@ class EdgeSettings(_Section):
 
     prefix: str = Field(default="PTY:edge1:", description="Prefix of the process variables that the edge serves.")
     engine: Literal["auto", "torch", "onnxruntime"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of the torch engine; auto: bfloat16 where the processor computes in it."
+    )
     num_threads: int = Field(default=2, ge=1)
     batch_size: int = Field(default=8, ge=1)
     deadline_s: float = Field(
