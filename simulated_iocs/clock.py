@@ -30,11 +30,21 @@ class FrameClock(threading.Thread):
         Time between ticks.
     on_end : callable
         Called once in this thread when the sequence has ended, whatever ended it.
+    on_error : callable
+        Called before that with the reason if ``tick`` raised.
     """
 
-    def __init__(self, tick: Callable[[int], bool], rows: range, period_s: float, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        tick: Callable[[int], bool],
+        rows: range,
+        period_s: float,
+        on_end: Callable[[], None],
+        on_error: Callable[[str], None],
+    ) -> None:
         super().__init__(name="detector-clock", daemon=True)
-        self._tick, self._rows, self._period_s, self._on_end = tick, rows, period_s, on_end
+        self._tick, self._rows, self._period_s = tick, rows, period_s
+        self._on_end, self._on_error = on_end, on_error
         self._finish = threading.Event()
         self._break = threading.Event()
         self.next_row = rows.start
@@ -62,9 +72,9 @@ class FrameClock(threading.Thread):
                 if self._break.is_set() or not self._tick(row):
                     break
                 self.next_row = row + 1
-        except Exception:
+        except Exception as error:
             logger.exception("the detector's clock stopped")
-            raise
+            self._on_error(f"the clock stopped: {error!r}")
         finally:
             self._on_end()
 

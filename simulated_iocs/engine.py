@@ -144,7 +144,7 @@ class DetectorEngine:
         """Trigger itself through the frames (internal trigger), over and over if ``repeat``."""
         rows = range(2**62) if repeat else range(len(frames))
         count = len(frames)
-        clock = FrameClock(lambda row: self.trigger(frames, row % count), rows, period_s, self._on_change)
+        clock = FrameClock(lambda row: self.trigger(frames, row % count), rows, period_s, self._on_change, self.fail)
         self._clock = clock
         clock.start()
         return clock

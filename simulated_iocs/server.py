@@ -146,11 +146,14 @@ def run(options: BeamlineOptions, on_ready: Callable[[Beamline], None] = lambda 
     """`serve` in an event loop of its own."""
 
     async def serve_and_leave() -> None:
+        exit_code = 1
         try:
             await serve(options, on_ready)
+            exit_code = 0
         finally:
-            # A task of the server that swallows its cancellation must not keep the process alive; the file is closed.
-            last_resort = threading.Timer(STOP_TIMEOUT_S, os._exit, args=(1,))
+            # Nothing is open any more: neither a task that swallows its cancellation nor a rendering that goes on must
+            # keep the process alive.
+            last_resort = threading.Timer(STOP_TIMEOUT_S, os._exit, args=(exit_code,))
             last_resort.daemon = True
             last_resort.start()
 

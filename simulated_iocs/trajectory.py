@@ -234,6 +234,7 @@ class TrajectoryController(RefreshedGroup):
             range(first, len(frames)),
             self._period_s,
             on_end,
+            self._engine.fail,
         )
         self._clock.start()
         await ended.wait()

@@ -49,7 +49,7 @@ def test_clock_keeps_absolute_time():
         return True
 
     started = time.perf_counter()
-    clock = FrameClock(tick, range(100), 0.005, ended.set)
+    clock = FrameClock(tick, range(100), 0.005, ended.set, print)
     clock.start()
     assert ended.wait(5.0)
     assert len(ticks) == clock.next_row == 100
@@ -62,12 +62,24 @@ def test_clock_keeps_absolute_time():
 def test_clock_can_be_stopped_in_a_long_exposure():
     ended = threading.Event()
     rows: list[int] = []
-    clock = FrameClock(lambda row: rows.append(row) is None, range(5), 30.0, ended.set)
+    clock = FrameClock(lambda row: rows.append(row) is None, range(5), 30.0, ended.set, print)
     clock.start()
     time.sleep(0.05)
     clock.break_off()
     assert ended.wait(2.0)
     assert rows == []
+
+
+def test_clock_tells_of_an_error():
+    reasons: list[str] = []
+    ended = threading.Event()
+
+    def tick(row: int) -> bool:
+        raise ValueError("broken")
+
+    FrameClock(tick, range(5), 0.001, ended.set, reasons.append).start()
+    assert ended.wait(2.0)
+    assert "broken" in reasons[0]
 
 
 def test_full_queue_drops_and_counts(tmp_path):

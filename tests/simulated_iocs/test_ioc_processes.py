@@ -8,7 +8,18 @@ import sys
 
 import numpy as np
 import pytest
-from ioc_harness import DONE, ERROR, FAULT, Client, Monitor, child_environment, image_of, running
+from ioc_harness import (
+    BUILDING,
+    DONE,
+    ERROR,
+    FAULT,
+    Client,
+    Monitor,
+    child_environment,
+    image_of,
+    running,
+    until,
+)
 
 from ptycho_bluesky.geometry import spiral_positions_m
 from ptycho_bluesky.io.area_detector import read_rows
@@ -83,6 +94,39 @@ def test_recorded_scan_is_played_where_it_was_measured(epics_settings, ca_contex
         expected = np.asarray(measured.image[:100])
         np.testing.assert_array_equal([image_of(array) for array in arrays], expected)
         np.testing.assert_array_equal(read_rows(path)["image"], expected)
+
+
+def test_two_kilohertz_reach_stream_and_file_whole(epics_settings, ca_context, tmp_path):
+    prefix = f"{epics_settings.prefix}FAST:"
+    position_m = np.zeros((4000, 2))
+    with running("--sample", "pattern", "--size", "128", epics=epics_settings, prefix=prefix):
+        client = Client(prefix, ca_context)
+        client.reset()
+        path = client.capture(tmp_path, "fast", 4000)
+        client.trajectory(position_m, 0.0005)
+        with Monitor(client.text("det1:Pva1:PvName_RBV")) as monitor:
+            client.fly(4000)
+            unique_id = [array["uniqueId"] for array in monitor.collect(4000)]
+            assert monitor.overruns == 0
+        client.wait("det1:HDF1:Capture_RBV", 0)
+        assert client.get("det1:HDF1:DroppedArrays_RBV") == 0
+    np.testing.assert_array_equal(unique_id, np.arange(1, 4001))
+    np.testing.assert_array_equal(read_rows(path)["unique_id"], unique_id)
+
+
+def test_stop_does_not_wait_for_rendering(epics_settings, ca_context):
+    prefix = f"{epics_settings.prefix}SLOW:"
+    with running("--areas", "1", "--size", "128", epics=epics_settings, prefix=prefix) as ioc:
+        client = Client(prefix, ca_context)
+        client.reset()
+        client.trajectory(np.zeros((2, 2)), 0.001)
+        client.put("fly1:Y_m", np.zeros(60_000))
+        client.put("fly1:X_m", np.zeros(60_000))
+        client.put("fly1:NumPoints", 60_000)
+        client.put("fly1:Build", 1, wait=False)
+        client.wait("fly1:State_RBV", BUILDING)
+        until(lambda: client.get("fly1:BuildProgress_RBV") > 0.0, 20.0, lambda: "no progress is shown")
+        assert ioc.stop() == 0
 
 
 def test_a_served_prefix_is_refused(beamline, epics_settings):
