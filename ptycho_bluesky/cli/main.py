@@ -13,7 +13,18 @@ from ptycho_bluesky.errors import InputError
 
 __all__ = ["main"]
 
-COMMANDS: tuple[str, ...] = ("ioc", "tiled", "writer", "reconstruct", "train", "worker", "models")
+COMMANDS: tuple[str, ...] = (
+    "ioc",
+    "tiled",
+    "writer",
+    "edge",
+    "worker",
+    "reconstruct",
+    "infer",
+    "train",
+    "replay",
+    "models",
+)
 """Subcommands in the order of ``--help``; each is the function ``command`` of the module of that name beside this."""
 
 

@@ -76,6 +76,11 @@ class StoreSink:
         self._thread = threading.Thread(target=self._run, name="edge-store", daemon=True)
         self._thread.start()
 
+    @property
+    def remote(self) -> bool:
+        """Whether results go on from the spool to a store."""
+        return self._connect is not None
+
     def update(self, update: EdgeUpdate) -> None:
         """Store a mosaic of a running scan, if its turn comes."""
         if update.mosaic is None or update.complete or self._connect is None:
