@@ -58,7 +58,9 @@ def measurement_documents(measurement: Measurement) -> Iterator[Document]:
     )
     segment = {"segment_index": 0, "first_unique_id": 0, "first_frame_index": 0, "num_frames": len(measurement)}
     end = {"segment_index": 0, "frames_generated": len(measurement), "last_unique_id": len(measurement) - 1}
-    for name, data in (("segments", segment), ("segment_ends", end)):
+    y, x = measurement.position_m[:, 0], measurement.position_m[:, 1]
+    trajectory = {"planned_y_m": y, "planned_x_m": x}  # so that the first canvas holds the whole scan
+    for name, data in (("trajectory", trajectory), ("segments", segment), ("segment_ends", end)):
         yield "descriptor", {"uid": f"{uid}-{name}", "run_start": uid, "name": name}
         yield "event", {"descriptor": f"{uid}-{name}", "time": np.nan, "seq_num": 1, "data": data}
 
