@@ -21,10 +21,7 @@ def command(
     parent: Annotated[Path | None, typer.Option(help="Model file to start from; its runs are rehearsed.")] = None,
     validate: Annotated[
         Path | None,
-        typer.Option(
-            help="Label-set file of a run that is not trained on, for the figures; "
-            "without it the published recipe holds out a tenth of the newest run's area."
-        ),
+        typer.Option(help="Label-set file of a run that is not trained on, for the figures."),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="default or published.")] = None,
     frames_per_scan: Annotated[
@@ -64,7 +61,6 @@ def command(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ptycho_bluesky.errors import InputError
-    from ptycho_bluesky.training.area_split import hold_out_area
     from ptycho_bluesky.training.corpus import read_label_set
     from ptycho_bluesky.training.options import TrainOptions
     from ptycho_bluesky.training.trainer import TrainingStoppedError, train
@@ -75,8 +71,6 @@ def command(
     validation = read_label_set(validate) if validate else None
     if validation is not None and validation.run_uid in {each.run_uid for each in label_sets}:
         raise InputError(f"run {validation.run_uid}", "a run that is trained on cannot validate", "name another run")
-    if validation is None and options.recipe == "published":
-        label_sets[-1], validation = hold_out_area(label_sets[-1])
     try:
         start = parent.read_bytes() if parent else None
     except OSError as error:

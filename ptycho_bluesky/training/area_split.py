@@ -24,6 +24,7 @@ __all__ = [
     "scored_pixel_mask",
     "similarity_lookup",
     "split_by_area",
+    "split_off_area",
 ]
 
 
@@ -112,19 +113,28 @@ def hold_out_area(labels: LabelSet, fraction: float = 0.1, gap_px: float | None 
     -------
     train, validation : LabelSet
     """
-    if not 0.0 < fraction < 1.0:
-        raise InputError(f"fraction = {fraction}", "it lies in (0, 1)")
     gap = labels.phase_rad.shape[-1] / 2 if gap_px is None else gap_px
     pixel = 1.0 if np.isnan(labels.pixel_size_m) else labels.pixel_size_m
-    position = np.asarray(labels.position_m) / pixel
+    split = split_off_area(np.asarray(labels.position_m) / pixel, gap, fraction)
+    return _select(labels, split.train), _select(labels, split.held_out)
+
+
+def split_off_area(position_px: ArrayLike, gap_px: float, fraction: float = 0.1) -> AreaSplit:
+    """Cut a strip with this fraction of the frames off a scan, as `split_by_area` with the edge found for it."""
+    if not 0.0 < fraction < 1.0:
+        raise InputError(f"fraction = {fraction}", "it lies in (0, 1)")
+    position = np.asarray(position_px, dtype=np.float64)
     along = np.sort(position[:, 1])
     # the edge lies one gap before the frames that validate
-    edge = np.quantile(along, 1.0 - fraction) - gap
+    edge = np.quantile(along, 1.0 - fraction) - gap_px
     trained = np.count_nonzero(along <= edge) / len(along)
     if trained <= 0:
-        raise InputError(f"a gap of {gap} px in a scan {np.ptp(along):.0f} px wide", "frames are needed on both sides")
-    split = split_by_area(position, gap, trained)
-    return _select(labels, split.train), _select(labels, split.held_out)
+        raise InputError(
+            f"a gap of {gap_px} px in a scan {np.ptp(along):.0f} px wide",
+            "frames are needed on both sides",
+            "lower gap_px or the fraction",
+        )
+    return split_by_area(position, gap_px, trained)
 
 
 def _select(labels: LabelSet, rows: NDArray[Any]) -> LabelSet:

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class TrainingArrays:
     image : ndarray, shape (n, H, W)
         Canonical frames in counts.
     phase_rad : ndarray of float32, shape (n, h, w)
+    position_m : ndarray of float64, shape (n, 2)
     run : ndarray of int64, shape (n,)
         Index into ``run_uids`` for each frame.
     run_uids : tuple of str
@@ -48,6 +49,7 @@ class TrainingArrays:
 
     image: NDArray[Any]
     phase_rad: NDArray[np.float32]
+    position_m: NDArray[np.float64]
     run: NDArray[np.int64]
     run_uids: tuple[str, ...]
     weight: NDArray[np.float32]
@@ -57,6 +59,11 @@ class TrainingArrays:
 
     def __len__(self) -> int:
         return len(self.run)
+
+    def select(self, rows: NDArray[Any]) -> TrainingArrays:
+        """Arrays of some frames (indices or a mask), of the same runs."""
+        columns = ("image", "phase_rad", "position_m", "run")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
 
 def join_label_sets(label_sets: Sequence[LabelSet]) -> TrainingArrays:
@@ -88,6 +95,7 @@ def join_label_sets(label_sets: Sequence[LabelSet]) -> TrainingArrays:
     return TrainingArrays(
         image=np.concatenate([labels.image for labels in label_sets]),
         phase_rad=np.concatenate([labels.phase_rad for labels in label_sets]).astype(np.float32, copy=False),
+        position_m=np.concatenate([np.asarray(labels.position_m, dtype=np.float64) for labels in label_sets]),
         run=np.repeat(np.arange(len(label_sets)), [len(labels) for labels in label_sets]),
         run_uids=tuple(labels.run_uid for labels in label_sets),
         weight=np.asarray(last.weight, dtype=np.float32),

@@ -25,6 +25,9 @@ class TrainOptions(BaseModel):
     frames_per_scan: int = Field(default=24_000, ge=1, description="Frame-updates spent for each new scan.")
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0, description="Of the default recipe, after its rise.")
+    decay_frames: float = Field(
+        default=20_000, gt=0, description="Frame-updates of the lineage after which the rate has fallen to 1/√2."
+    )
     average_frames: int = Field(
         default=8000, ge=0, description="Frame-updates over which the served weights are averaged; 0 serves the last."
     )

@@ -23,6 +23,8 @@ __all__ = ["Plan", "learning_rate", "make_plan", "start_preprocessing"]
 
 WARM_UP_STEPS = 100
 """Steps over which the learning rate rises, while Adam's second moments settle."""
+RATE_FLOOR = 0.1
+"""Part of the peak under which the learning rate does not fall."""
 PUBLISHED_BATCH = 64
 PUBLISHED_RATES = (1e-4, 5e-4)
 PUBLISHED_HALF_CYCLE_EPOCHS = 6
@@ -48,6 +50,10 @@ class Plan:
     peak_rate : float
     average_steps : float
         Horizon of the running mean of the weights that is served; 0 serves the last weights.
+    past_frames : int
+        Frame-updates of all ancestors.
+    decay_frames : float
+        Frame-updates, ancestors' included, after which the learning rate has fallen to 1/√2 of the peak.
     """
 
     num_steps: int
@@ -59,9 +65,13 @@ class Plan:
     recipe: str
     peak_rate: float
     average_steps: float = 0.0
+    past_frames: int = 0
+    decay_frames: float = math.inf
 
 
-def make_plan(options: TrainOptions, num_frames: int, num_new_runs: int, weight: NDArray[np.float32]) -> Plan:
+def make_plan(
+    options: TrainOptions, num_frames: int, num_new_runs: int, weight: NDArray[np.float32], past_frames: int = 0
+) -> Plan:
     """Work a recipe out.
 
     Parameters
@@ -73,6 +83,8 @@ def make_plan(options: TrainOptions, num_frames: int, num_new_runs: int, weight:
         Runs that the parent has not seen; at least one scan's budget is spent.
     weight : ndarray of float32, shape (h, w)
         Relative illumination of a patch.
+    past_frames : int
+        Frame-updates of all ancestors.
     """
     if options.recipe == "published":
         steps_per_epoch = max(1, num_frames // PUBLISHED_BATCH)
@@ -97,22 +109,26 @@ def make_plan(options: TrainOptions, num_frames: int, num_new_runs: int, weight:
         recipe="default",
         peak_rate=options.learning_rate,
         average_steps=options.average_frames / options.batch_size,
+        past_frames=past_frames,
+        decay_frames=options.decay_frames,
     )
 
 
 def learning_rate(plan: Plan, step: int) -> float:
     """Learning rate of a step (from 0).
 
-    Default: constant after a short rise; what is served is the running mean of the weights, so that every training ends
-    usable and the next one goes on at full speed. Published: triangular2 (Smith, WACV 2017), the amplitude halved after
-    every cycle.
+    Default: a short rise, then a fall with the square root of all frame-updates of the lineage, which needs no knowledge
+    of when the learning ends, down to `RATE_FLOOR`, so that it never stops. What is served is the running mean of the
+    weights. Published: triangular2 (Smith, WACV 2017), the amplitude halved after every cycle.
     """
     if plan.recipe == "published":
         half = PUBLISHED_HALF_CYCLE_EPOCHS * plan.steps_per_epoch
         cycle, place = divmod(step, 2 * half)
         low, high = PUBLISHED_RATES
         return low + (high - low) * (1 - abs(place / half - 1)) / 2**cycle
-    return plan.peak_rate * min(1.0, (step + 1) / WARM_UP_STEPS)
+    frames = plan.past_frames + step * plan.batch_size
+    fall = max(RATE_FLOOR, 1.0 / math.sqrt(1.0 + frames / plan.decay_frames))
+    return plan.peak_rate * fall * min(1.0, (step + 1) / WARM_UP_STEPS)
 
 
 def start_preprocessing(recipe: str, arrays: TrainingArrays) -> Preprocessing:

@@ -23,6 +23,7 @@ from ptycho_bluesky.models.export import from_onnx, to_onnx
 from ptycho_bluesky.models.ptychonn import PtychoNN2
 from ptycho_bluesky.models.reader import PhaseReader
 from ptycho_bluesky.records import LabelSet, ModelRecord, ModelStage
+from ptycho_bluesky.training.area_split import split_off_area
 from ptycho_bluesky.training.averaging import WeightAverage
 from ptycho_bluesky.training.checkpoint import Checkpoint
 from ptycho_bluesky.training.corpus import Corpus, TrainingArrays, join_label_sets
@@ -110,7 +111,8 @@ def train(
         Model file to start from; its manifest says which runs are not new. The budget is
         ``frames_per_scan`` for each new run, and for one where none is new.
     validation : LabelSet, optional
-        Labels of a run or an area that is in no training set; their figures go into the record.
+        Labels of a run or an area that is in no training set; their figures go into the record. The published recipe
+        keeps the weights that are best on them; without any it holds out a tenth of the newest run, by area.
     progress : callable, optional
         See `Progress`.
     checkpoint_dir : path, optional
@@ -135,17 +137,14 @@ def train(
     began = time.monotonic()
     options = options or TrainOptions()
     arrays = _arrays(corpus)
-    if options.recipe == "published" and validation is None:
-        raise InputError(
-            "the published recipe without validation labels",
-            "it keeps the weights of the best validation",
-            "hold an area out with training.area_split.hold_out_area, or name another run",
-        )
+    held_out = None
+    if options.recipe == "published":
+        arrays, held_out = _hold_out(arrays) if validation is None else (arrays, join_label_sets([validation]))
     torch.set_num_threads(options.num_threads)
     start = _start(options, arrays, parent)
     new_runs = tuple(uid for uid in arrays.run_uids if uid not in start.trained_runs)
     weight = label_weight(arrays)
-    plan = make_plan(options, len(arrays), len(new_runs), weight)
+    plan = make_plan(options, len(arrays), len(new_runs), weight, start.frame_updates)
     operations = _operations(options, arrays)
     log.info(
         "training on %d frames of %d runs (%d new): %d steps of %d, %d symmetry operations",
@@ -162,7 +161,7 @@ def train(
     checkpoint = None
     if checkpoint_dir is not None:
         checkpoint = Checkpoint(checkpoint_dir, _fingerprint(arrays, options, start.parent_id))
-    training = _Training(plan, options, start.reader, loader, checkpoint, validation)
+    training = _Training(plan, options, start.reader, loader, checkpoint, held_out)
     training.run(progress, should_stop)
 
     runs = (*(uid for uid in start.trained_runs if uid not in arrays.run_uids), *arrays.run_uids)
@@ -192,6 +191,15 @@ def _arrays(corpus: Corpus | TrainingArrays | Sequence[LabelSet]) -> TrainingArr
     if isinstance(corpus, Corpus):
         return corpus.load()
     return corpus if isinstance(corpus, TrainingArrays) else join_label_sets(corpus)
+
+
+def _hold_out(arrays: TrainingArrays) -> tuple[TrainingArrays, TrainingArrays]:
+    """Hold a tenth of the newest run out, by area: neighbours overlap, and frame by frame a split would flatter."""
+    newest = np.flatnonzero(arrays.run == len(arrays.run_uids) - 1)
+    pixel = 1.0 if np.isnan(arrays.pixel_size_m) else arrays.pixel_size_m
+    split = split_off_area(arrays.position_m[newest] / pixel, arrays.phase_rad.shape[-1] / 2)
+    dropped = newest[~split.train]
+    return arrays.select(np.delete(np.arange(len(arrays)), dropped)), arrays.select(newest[split.held_out])
 
 
 def _start(options: TrainOptions, arrays: TrainingArrays, parent: bytes | None) -> _Start:
@@ -287,10 +295,10 @@ class _Training:
         reader: PhaseReader,
         loader: BatchLoader,
         checkpoint: Checkpoint | None,
-        validation: LabelSet | None,
+        held_out: TrainingArrays | None,
     ) -> None:
         self.plan, self.options, self.loader, self.checkpoint = plan, options, loader, checkpoint
-        self.validation = validation
+        self.held_out = held_out
         name = options.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -370,11 +378,10 @@ class _Training:
             progress(frames, self.plan.num_steps * self.plan.batch_size, loss)
 
     def _keep_if_best(self) -> None:
-        if self.validation is None:
+        if self.held_out is None:
             return
-        guess = predict(self.reader, self.validation.image)
-        weight = label_weight(self.validation)
-        error = float((np.abs(guess - self.validation.phase_rad) * weight).mean())
+        guess = predict(self.reader, self.held_out.image)
+        error = float((np.abs(guess - self.held_out.phase_rad) * self.plan.loss_weight).mean())
         self.network.train()
         if self.best is None or error < self.best[0]:
             self.best = (error, {key: value.detach().clone() for key, value in self.network.state_dict().items()})

@@ -178,9 +178,15 @@ def test_stitched_labels_score_one_and_a_constant_nothing(labels_a):
     assert figures["frames"] == len(labels_a)
 
 
-def test_the_published_recipe_asks_for_validation(labels_a):
-    with pytest.raises(InputError, match="hold an area out"):
-        train([labels_a], QUICK.model_copy(update={"recipe": "published"}))
+def test_the_published_recipe_holds_an_area_out(labels_a):
+    # a tenth of 96 frames validates, those within half a patch of them train as little
+    wide = replace(labels_a, position_m=labels_a.position_m * 2)
+    result = train([wide], QUICK.model_copy(update={"recipe": "published", "epochs": 1}))
+    assert result.frame_updates == 64
+    with pytest.raises(InputError, match="both sides"):
+        train(
+            [replace(labels_a, position_m=labels_a.position_m * 0.1)], QUICK.model_copy(update={"recipe": "published"})
+        )
 
 
 def test_served_weights_are_the_running_mean():
@@ -199,3 +205,13 @@ def test_served_weights_are_the_running_mean():
     assert float(network.weight.detach()) == pytest.approx(trace[-1])
     average.swap()
     assert float(network.weight.detach()) == 40
+
+
+def test_the_rate_falls_over_the_lineage_but_never_ends():
+    options = TrainOptions(batch_size=8, learning_rate=1e-3, decay_frames=20_000, frames_per_scan=16_000)
+    weight = np.ones((64, 64), dtype=np.float32)
+    first, second, old = (make_plan(options, 963, 1, weight, past) for past in (0, 16_000, 10**9))
+    assert learning_rate(first, 0) == pytest.approx(1e-5)
+    assert learning_rate(first, 1999) == pytest.approx(1e-3 / np.sqrt(1 + 1999 * 8 / 20_000))
+    assert learning_rate(second, 1999) == pytest.approx(1e-3 / np.sqrt(1 + (16_000 + 1999 * 8) / 20_000))
+    assert learning_rate(old, 1999) == pytest.approx(1e-4)
