@@ -10,6 +10,8 @@ import pytest
 
 from ptycho_bluesky.config import EpicsSettings
 
+pytest_plugins = ["beamline_fixtures"]
+
 
 def find_free_ports(count: int) -> list[int]:
     """Ports that are free for TCP and UDP on loopback."""

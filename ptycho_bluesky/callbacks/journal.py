@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from bluesky import Msg
 from bluesky.callbacks.json_writer import JSONLinesWriter
+from bluesky.preprocessors import plan_mutator
 
 from ptycho_bluesky.callbacks.plain import plain_document
 from ptycho_bluesky.errors import StorageError
@@ -25,9 +27,11 @@ LOW_WATER_BYTES = 32 * 2**20
 class RunJournal:
     """One file a run, ``<uid>.jsonl``, a document a line, handed to the operating system before the scan goes on.
 
-    Subscribe it first. It raises, so that the RunEngine stops the scan *before* data are lost: at the start document
-    when the folder cannot be written (nothing has moved then), later when the disk runs full. Only the first failure of
-    a run raises: the clean-up after it emits documents too, and those are still written while there is room.
+    Subscribe it first, and add `preprocessor` to the RunEngine's preprocessors. A run is refused at its start document
+    when the folder cannot be written: nothing has moved then. When the disk runs low later, the plan gets a
+    `StorageError` at its next checkpoint, cleans up, and ends with every document written, *before* data are lost.
+    Only a write that fails in spite of that is raised out of the callback at once. Each is raised once a run: the
+    clean-up emits documents too, and those are still written while there is room.
 
     Parameters
     ----------
@@ -57,6 +61,8 @@ class RunJournal:
         self._writers: dict[str, JSONLinesWriter] = {}
         self._run_of: dict[str, str] = {}
         self._failed: set[str] = set()
+        self._pending: StorageError | None = None
+        self._has_preprocessor = False
 
     def check(self) -> None:
         """Refuse a folder that cannot take a run.
@@ -96,10 +102,11 @@ class RunJournal:
         run = self._route(name, doc)
         try:
             if name == "start":
+                self._pending = None
                 self.check()
             self._write(run, name, doc)
             if name != "stop":
-                self._check_room()
+                self._look_ahead(run)
         except StorageError as error:
             self._fail(run, error)
         except OSError as error:
@@ -107,6 +114,34 @@ class RunJournal:
         finally:
             if name == "stop":
                 self._forget(run)
+
+    def _look_ahead(self, run: str) -> None:
+        """End the run while there is room for its last documents."""
+        try:
+            self._check_room()
+        except StorageError as error:
+            if not self._has_preprocessor:
+                raise
+            if run not in self._failed:
+                # not out of the callback: an exception between two documents of one collect would split it
+                self._failed.add(run)
+                self._pending = error
+
+    def preprocessor(self, plan: Generator[Msg, Any, Any]) -> Generator[Msg, Any, Any]:
+        """Raise in the plan, at its next checkpoint, that the disk runs low; for ``RE.preprocessors``."""
+        self._has_preprocessor = True
+
+        def raise_pending() -> Generator[Msg, Any, None]:
+            pending, self._pending = self._pending, None
+            if pending is not None:
+                raise pending
+            yield from ()
+
+        def at_checkpoint(message: Msg) -> tuple[Any, None]:
+            wanted = message.command == "checkpoint" and self._pending is not None
+            return (_then(raise_pending(), message), None) if wanted else (None, None)
+
+        return (yield from plan_mutator(plan, at_checkpoint))
 
     def _route(self, name: str, doc: dict[str, Any]) -> str:
         """Uid of the run that the document belongs to."""
@@ -146,3 +181,8 @@ class RunJournal:
         self._writers.pop(run, None)
         self._failed.discard(run)
         self._run_of = {uid: owner for uid, owner in self._run_of.items() if owner != run}
+
+
+def _then(before: Generator[Msg, Any, None], message: Msg) -> Generator[Msg, Any, Any]:
+    yield from before
+    return (yield message)

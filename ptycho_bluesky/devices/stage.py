@@ -18,9 +18,29 @@ MOTOR_UNIT_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "μm": 1e-6, "mic
 
 
 class StageMotor(EpicsMotor):
-    """Motor record whose unit reads as text with every control layer (caproto hands out bytes otherwise)."""
+    """Motor record that says when its last move is over.
+
+    Its unit reads as text with every control layer (caproto hands out bytes otherwise).
+    """
 
     motor_egu = Cpt(EpicsSignal, ".EGU", kind="config", auto_monitor=True, string=True)
+
+    _last_move: Any = None
+
+    def move(self, position: float, wait: bool = True, **kwargs: Any) -> Any:
+        """Move, as any ophyd motor."""
+        self._last_move = super().move(position, wait=False, **kwargs)
+        if wait:
+            self._last_move.wait()
+        return self._last_move
+
+    def wait_until_still(self, timeout_s: float) -> None:
+        """Wait until the last move is over, however it ended.
+
+        A move that is asked for while the record still decelerates fails the one before it.
+        """
+        if self._last_move is not None:
+            self._last_move.exception(timeout_s)
 
 
 class SampleStage(Device):
@@ -40,6 +60,11 @@ class SampleStage(Device):
     def axes(self) -> tuple[Any, Any]:
         """Motors (y, x), in the order of the columns of positions."""
         return self.y, self.x
+
+    def wait_until_still(self, timeout_s: float = 10.0) -> None:
+        """Wait until both motors have ended their last move."""
+        for motor in self.axes:
+            motor.wait_until_still(timeout_s)
 
     def unit_m(self, motor: Any) -> float:
         """Metres in one engineering unit of the motor.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ophyd import Component as Cpt
 from ophyd import Device, EpicsSignal, EpicsSignalRO
 
+from ptycho_bluesky.devices._errors import HardwareError
 from ptycho_bluesky.devices._waiting import put_and_wait, wait_until
 from ptycho_bluesky.errors import InputError
 
@@ -94,9 +95,12 @@ class TrajectoryController(Device):
 
     def fault(self) -> str:
         """Why the controller cannot run, "" if it can."""
-        if not self.state.connected:
-            return f"{self.prefix} is disconnected"
+        if reason := self._disconnection():
+            return reason
         return f"fault: {self._message()}" if self.state_now == "Fault" else ""
+
+    def _disconnection(self) -> str:
+        return "" if self.state.connected else f"{self.prefix} is disconnected"
 
     def _message(self) -> str:
         return str(self.message.get(as_string=True, use_monitor=False))
@@ -117,12 +121,12 @@ class TrajectoryController(Device):
         put_and_wait(self.start_index, 0)
         finished = threading.Event()
         self.build.put(1, use_complete=True, callback=lambda **_: finished.set())
-        wait_until(
-            finished.is_set, self.build_timeout_s, f"{self.name} builds {len(trajectory)} points", fault=self.fault
-        )
-        wait_until(
-            lambda: self.fresh_state == "Ready", 5.0, f"{self.name} is ready ({self._message()})", fault=self.fault
-        )
+        # No look at the state meanwhile: a fault of the scan before is shown until the build begins.
+        what = f"{self.name} builds {len(trajectory)} points"
+        wait_until(finished.is_set, self.build_timeout_s, what, fault=self._disconnection)
+        wait_until(lambda: self.fresh_state not in ("Building", "Idle"), 5.0, what, fault=self._disconnection)
+        if self.fresh_state != "Ready":
+            raise HardwareError(f"{what}: {self.fresh_state}, {self._message()}")
 
     def run_from(self, index: int, timeout_s: float = 10.0) -> None:
         """Start at point ``index``; returns when it runs (or has already run through).

@@ -14,7 +14,17 @@ from numpy.typing import ArrayLike
 from ptycho_bluesky.devices import PtychoFlyer, SampleStage, Shutter, Trajectory, connect
 from ptycho_bluesky.plans.points import ScanPoints, listed_points, spiral_points
 from ptycho_bluesky.plans.start import start_metadata
-from ptycho_bluesky.plans.stubs import PauseGuard, attempt, emit, end_segment, register, set_shutter, unwrap_failure
+from ptycho_bluesky.plans.stubs import (
+    PauseGuard,
+    attempt,
+    clean_up_done,
+    declare,
+    emit,
+    end_segment,
+    register,
+    set_shutter,
+    unwrap_failure,
+)
 
 __all__ = ["fly_ptycho", "fly_spiral_ptycho"]
 
@@ -203,14 +213,19 @@ def _fly(
         dimensions=[[[f"{detector.name}_position_y_m", f"{detector.name}_position_x_m"], "primary"]],
         md=md,
     )
-    guard = PauseGuard(flyer.halt_motion, shutter, reopen=False)
+    guard = PauseGuard(flyer.halt_motion, stage, shutter, reopen=False)
 
     @bpp.run_decorator(md=metadata)
     def run() -> MsgGenerator[None]:
+        yield from declare(detector)
         # annotated for Readable alone, collectable devices are what it is for with collect=True
         yield from bps.declare_stream(flyer, name="primary", collect=True)  # pyright: ignore[reportArgumentType]
+        yield from bps.checkpoint()
         yield from emit(flyer.planned)
-        yield from bpp.finalize_wrapper(_segments(flyer, stage, points, shutter, guard, flush_period_s), clean_up)
+        # unwrapped in here as well: the stop document states the reason
+        yield from unwrap_failure(
+            bpp.finalize_wrapper(_segments(flyer, stage, points, shutter, guard, flush_period_s), clean_up)
+        )
 
     def clean_up() -> MsgGenerator[None]:
         guard.replay_allowed = False
@@ -219,6 +234,7 @@ def _fly(
         yield from attempt(set_shutter(shutter, "closed"), "closing the shutter")
         yield from attempt(end_segment(detector, lambda: bps.collect(flyer, name="primary")), "ending the segment")
         yield from attempt(bps.trigger(detector.closing, wait=True), "closing the file")
+        yield from attempt(clean_up_done(guard), "checkpoint")
 
     def scan() -> MsgGenerator[Any]:
         yield from register(guard)

@@ -15,7 +15,17 @@ from ptycho_bluesky.devices import Acquisition, PtychoDetector, SampleStage, Shu
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.plans.points import ScanPoints, listed_points, spiral_points
 from ptycho_bluesky.plans.start import start_metadata
-from ptycho_bluesky.plans.stubs import PauseGuard, attempt, emit, end_segment, register, set_shutter, unwrap_failure
+from ptycho_bluesky.plans.stubs import (
+    PauseGuard,
+    attempt,
+    clean_up_done,
+    declare,
+    emit,
+    end_segment,
+    register,
+    set_shutter,
+    unwrap_failure,
+)
 
 __all__ = ["spiral_ptycho", "step_ptycho"]
 
@@ -177,13 +187,17 @@ def _step(
         md=md,
     )
     acquisition = Acquisition(len(points), exposure_s, exposure_s, external=False)
-    guard = PauseGuard(detector.finish_exposure, shutter, reopen=True)
+    guard = PauseGuard(detector.finish_exposure, stage, shutter, reopen=True)
 
     @bpp.run_decorator(md=metadata)
     def run() -> MsgGenerator[None]:
         detector.planned.put(planned_y_m=points.position_m[:, 0], planned_x_m=points.position_m[:, 1])
+        yield from declare(detector)
+        yield from bps.declare_stream(detector, *stage.axes, name="primary")
+        yield from bps.checkpoint()
         yield from emit(detector.planned)
-        yield from bpp.finalize_wrapper(_expose_all(detector, stage, points, shutter, guard), clean_up)
+        # unwrapped in here as well: the stop document states the reason
+        yield from unwrap_failure(bpp.finalize_wrapper(_expose_all(detector, stage, points, shutter, guard), clean_up))
 
     def clean_up() -> MsgGenerator[None]:
         guard.replay_allowed = False
@@ -191,6 +205,7 @@ def _step(
         yield from attempt(set_shutter(shutter, "closed"), "closing the shutter")
         yield from attempt(end_segment(detector, bps.null), "ending the segment")
         yield from attempt(bps.trigger(detector.closing, wait=True), "closing the file")
+        yield from attempt(clean_up_done(guard), "checkpoint")
 
     def scan() -> MsgGenerator[Any]:
         yield from register(guard)

@@ -10,9 +10,19 @@ from bluesky import Msg
 from bluesky import plan_stubs as bps
 from bluesky.utils import FailedStatus, MsgGenerator, NoReplayAllowed, RunEngineControlException
 
-from ptycho_bluesky.devices import EventRecord, PtychoDetector, Shutter
+from ptycho_bluesky.devices import EventRecord, PtychoDetector, SampleStage, Shutter
 
-__all__ = ["PauseGuard", "attempt", "emit", "end_segment", "register", "set_shutter", "unwrap_failure"]
+__all__ = [
+    "PauseGuard",
+    "attempt",
+    "clean_up_done",
+    "declare",
+    "emit",
+    "end_segment",
+    "register",
+    "set_shutter",
+    "unwrap_failure",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +37,8 @@ class PauseGuard:
     ----------
     rest : callable
         Ends the exposures.
+    stage : SampleStage
+        Its motors, stopped by the RunEngine, have come to rest when the pause begins.
     shutter : Shutter or None
     reopen : bool
         Open the shutter again on resume, if it was open.
@@ -41,8 +53,8 @@ class PauseGuard:
     parent = None
     name = "pause_guard"
 
-    def __init__(self, rest: Callable[[], None], shutter: Shutter | None, *, reopen: bool) -> None:
-        self._rest, self._shutter, self._reopen = rest, shutter, reopen
+    def __init__(self, rest: Callable[[], None], stage: SampleStage, shutter: Shutter | None, *, reopen: bool) -> None:
+        self._rest, self._stage, self._shutter, self._reopen = rest, stage, shutter, reopen
         self._was_open = False
         self.replay_allowed = True
 
@@ -58,6 +70,10 @@ class PauseGuard:
                 self._shutter.close()
         except Exception:  # boundary to the RunEngine
             logger.exception("could not close the shutter for the pause")
+        try:
+            self._stage.wait_until_still()
+        except Exception:  # boundary to the RunEngine
+            logger.exception("the stage did not come to rest for the pause")
         if not self.replay_allowed:
             raise NoReplayAllowed
 
@@ -71,6 +87,22 @@ class PauseGuard:
 def register(guard: PauseGuard) -> MsgGenerator[None]:
     """Let the RunEngine know the guard."""
     yield Msg("null", guard)
+
+
+def declare(detector: PtychoDetector) -> MsgGenerator[None]:
+    """Declare the streams of the detector's records, before anything cannot be repeated.
+
+    A device that is read for the first time is described first, and a pause may interrupt that: the reading would be
+    lost. A declared stream is read in one go.
+    """
+    for record in (detector.planned, detector.segment, detector.segment_end):
+        yield from bps.declare_stream(record, name=record.name)
+
+
+def clean_up_done(guard: PauseGuard) -> MsgGenerator[None]:
+    """Behind the clean-up only readings follow, which may be repeated."""
+    yield from bps.checkpoint()
+    guard.replay_allowed = True
 
 
 def emit(record: EventRecord) -> MsgGenerator[None]:

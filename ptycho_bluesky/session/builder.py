@@ -81,6 +81,7 @@ def make_session(
     )
     session.closers.append(publisher.close)
     run_engine.subscribe(journal)
+    run_engine.preprocessors.append(journal.preprocessor)
     run_engine.subscribe(publisher)
     if live_plot:
         _add_live_plot(session)

@@ -81,10 +81,14 @@ def test_full_disk_refuses_the_scan(tmp_path, signal):
         run_engine(count([signal], 1))
 
 
-def test_disk_that_fills_ends_the_scan_and_keeps_its_documents(tmp_path, signal):
+@pytest.mark.parametrize("preprocessed", [False, True])
+def test_disk_that_fills_ends_the_scan_and_keeps_its_documents(tmp_path, signal, preprocessed):
     free = [10**9]
     run_engine = RunEngine({})
-    run_engine.subscribe(RunJournal(tmp_path, free_bytes=lambda path: free[0]))
+    journal = RunJournal(tmp_path, free_bytes=lambda path: free[0])
+    run_engine.subscribe(journal)
+    if preprocessed:
+        run_engine.preprocessors.append(journal.preprocessor)
     cleaned = []
 
     def clean_up():
@@ -97,6 +101,7 @@ def test_disk_that_fills_ends_the_scan_and_keeps_its_documents(tmp_path, signal)
             for number in range(5):
                 if number == 2:
                     free[0] = 1000
+                yield from bps.checkpoint()
                 yield from bps.trigger_and_read([signal])
 
         yield from bpp.finalize_wrapper(points(), clean_up)
