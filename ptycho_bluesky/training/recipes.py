@@ -117,9 +117,9 @@ def make_plan(
 def learning_rate(plan: Plan, step: int) -> float:
     """Learning rate of a step (from 0).
 
-    Default: a short rise, then a fall with the square root of all frame-updates of the lineage, which needs no knowledge
-    of when the learning ends, down to `RATE_FLOOR`, so that it never stops. What is served is the running mean of the
-    weights. Published: triangular2 (Smith, WACV 2017), the amplitude halved after every cycle.
+    Default: a short rise, then a fall with the square root of all frame-updates of the lineage, which needs no
+    knowledge of when the learning ends, down to `RATE_FLOOR`, so that it never stops. What is served is the running
+    mean of the weights. Published: triangular2 (Smith, WACV 2017), the amplitude halved after every cycle.
     """
     if plan.recipe == "published":
         half = PUBLISHED_HALF_CYCLE_EPOCHS * plan.steps_per_epoch
