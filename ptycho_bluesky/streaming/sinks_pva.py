@@ -102,9 +102,9 @@ class PvaSink:
             self._server.addRecord(self.prefix + name, self._image(blank, 0, {}))
 
     def _add(self, name: str, structure: dict[str, Any], value: Any) -> None:
-        record = self._pva.PvObject(structure, {"value": value})
-        self._numbers[name] = record
-        self._server.addRecord(self.prefix + name, record)
+        self._server.addRecord(self.prefix + name, self._pva.PvObject(structure, {"value": value}))
+        # a second object: what is assigned to the one that the record was made with is published by itself
+        self._numbers[name] = self._pva.PvObject(structure)
 
     def _serve(self) -> None:
         while True:
