@@ -14,11 +14,13 @@ from ptycho_bluesky.errors import InputError
 __all__ = ["main"]
 
 COMMANDS: tuple[str, ...] = (
+    "demo",
     "ioc",
     "tiled",
     "writer",
     "edge",
     "worker",
+    "session",
     "reconstruct",
     "infer",
     "train",
