@@ -1,10 +1,11 @@
 """Ophyd devices of a ptychography beamline; the same classes drive the simulated one and real hardware."""
 
 from ptycho_bluesky.devices._errors import HardwareError
+from ptycho_bluesky.devices.acquisition import Acquisition
 from ptycho_bluesky.devices.area_detector import SlimCam, SlimHDF5, SlimPva
 from ptycho_bluesky.devices.beamline import BeamlineGeometry, DetectorGeometry
 from ptycho_bluesky.devices.connection import connect, disconnected_pvs, set_signal_defaults
-from ptycho_bluesky.devices.detector import Acquisition, PtychoDetector
+from ptycho_bluesky.devices.detector import PtychoDetector
 from ptycho_bluesky.devices.flyer import PtychoFlyer
 from ptycho_bluesky.devices.optics import Attenuator, Energy, I0Monitor, Shutter
 from ptycho_bluesky.devices.records import EventRecord

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 from bluesky.protocols import Status
 from ophyd.status import Status as OphydStatus
+from ophyd.utils import DisconnectedError
 
 from ptycho_bluesky.devices._errors import HardwareError
 
-__all__ = ["POLL_S", "put_and_wait", "run_in_thread", "wait_until"]
+__all__ = ["POLL_S", "put_and_wait", "require_connection", "run_in_thread", "wait_until"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ def run_in_thread(function: Callable[[], None], obj: Any, name: str) -> Status:
     def work() -> None:
         try:
             function()
+        except (TimeoutError, DisconnectedError) as error:
+            failure = HardwareError(f"{name}: a process variable is disconnected or does not answer ({error})")
+            failure.__cause__ = error
+            status.set_exception(failure)
         except Exception as error:
             logger.debug("%s failed", name, exc_info=True)
             status.set_exception(error)
@@ -86,6 +91,18 @@ def wait_until(
         time.sleep(poll_s)
 
 
+def require_connection(signal: Any) -> None:
+    """Fail at once where a signal is disconnected, rather than after the time-out of each access.
+
+    Raises
+    ------
+    HardwareError
+        It is disconnected.
+    """
+    if not signal.connected:
+        raise HardwareError(f"{getattr(signal, 'pvname', signal.name)} is disconnected")
+
+
 def put_and_wait(signal: Any, value: Any, timeout_s: float = 5.0) -> None:
     """Put a value and wait until the readback shows it.
 
@@ -94,6 +111,7 @@ def put_and_wait(signal: Any, value: Any, timeout_s: float = 5.0) -> None:
     HardwareError
         The readback did not follow in time.
     """
+    require_connection(signal)
     signal.put(value)
 
     def reached() -> bool:

@@ -6,6 +6,9 @@ out nothing that the documents carry.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from ophyd import Device, EpicsSignal, EpicsSignalRO
 from ophyd.areadetector.base import ADComponent as Cpt
 from ophyd.areadetector.base import EpicsSignalWithRBV
@@ -56,14 +59,30 @@ class SlimCam(Device):
         """Last DetectorState, from the monitor."""
         return str(self.detector_state.get(as_string=True))
 
-    def fault(self) -> str:
-        """Why the detector cannot acquire, "" if it can."""
+    @property
+    def fresh_state(self) -> str:
+        """DetectorState read over the network now."""
+        return str(self.detector_state.get(as_string=True, use_monitor=False))
+
+    def fault(self, *, fresh: bool = False) -> str:
+        """Why the detector cannot acquire, "" if it can.
+
+        Parameters
+        ----------
+        fresh : bool
+            Ask the driver, rather than look at the last monitor.
+        """
         if not self.detector_state.connected:
             return f"{self.prefix} is disconnected"
-        state = self.state
+        state = self.fresh_state if fresh else self.state
         if state in FAULT_STATES:
             return f"detector state {state}: {self.status_message.get(as_string=True, use_monitor=False)}"
         return ""
+
+    def lasting_fault(self, grace_s: float = 1.0) -> Callable[[], str]:
+        """`fault`, looked at from ``grace_s`` from now on: an error of before is cleared by acquiring."""
+        since = time.monotonic()
+        return lambda: self.fault(fresh=True) if time.monotonic() - since > grace_s else ""
 
 
 class SlimHDF5(Device):

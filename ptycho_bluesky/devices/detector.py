@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from bluesky.protocols import Status
 from event_model.documents import DataKey
 from ophyd import Device
 from ophyd.areadetector.base import ADComponent as Cpt
+from ophyd.utils import DisconnectedError
 
 from ptycho_bluesky.devices._errors import HardwareError
-from ptycho_bluesky.devices._waiting import put_and_wait, run_in_thread, wait_until
+from ptycho_bluesky.devices._waiting import put_and_wait, require_connection, run_in_thread, wait_until
+from ptycho_bluesky.devices.acquisition import Acquisition
 from ptycho_bluesky.devices.area_detector import ARMED_STATES, DTYPES, SlimCam, SlimHDF5, SlimPva
 from ptycho_bluesky.devices.beamline import BeamlineGeometry
 from ptycho_bluesky.devices.connection import connect
@@ -27,28 +28,9 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.records import Segment
 
-__all__ = ["Acquisition", "PtychoDetector"]
+__all__ = ["PtychoDetector"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Acquisition:
-    """What a detector is prepared for.
-
-    Attributes
-    ----------
-    num_frames : int
-        Frames of the whole scan.
-    exposure_s, period_s : float
-    external : bool
-        Triggered by the trajectory controller (fly) or frame by frame by the plan (step).
-    """
-
-    num_frames: int
-    exposure_s: float
-    period_s: float
-    external: bool
 
 
 class PtychoDetector(Device):
@@ -304,14 +286,17 @@ class PtychoDetector(Device):
             if acquisition.external:
                 put_and_wait(self.cam.num_images, remaining)
                 self.cam.acquire.put(1)
-                wait_until(self._takes_triggers, self.arm_timeout_s, f"{self.name} arms", fault=self.cam.fault)
+                wait_until(
+                    self._takes_triggers, self.arm_timeout_s, f"{self.name} arms", fault=self.cam.lasting_fault()
+                )
             else:
                 put_and_wait(self.cam.num_images, 1)
             self._begin(int(self.cam.array_counter.get(use_monitor=False)) + 1, first, remaining)
 
     def _takes_triggers(self) -> bool:
         return bool(self.cam.acquire.get(use_monitor=False)) and (
-            str(self.cam.detector_state.get(as_string=True, use_monitor=False)) in ARMED_STATES
+            # both: whoever watches the flight looks at the monitor, which may still show the state before
+            self.cam.fresh_state in ARMED_STATES and self.cam.state in ARMED_STATES
         )
 
     def _begin(self, first_unique_id: int, first_frame_index: int, num_frames: int) -> None:
@@ -370,6 +355,7 @@ class PtychoDetector(Device):
             self.writer.wait_for_rows(self.segment.values["first_file_row"] + generated)
 
     def _stop_acquiring(self) -> None:
+        require_connection(self.cam.acquire)
         if not self.cam.acquire.get(use_monitor=False):
             return
         self.cam.acquire.put(0)
@@ -404,8 +390,8 @@ class PtychoDetector(Device):
             finished = threading.Event()
             self.cam.acquire.put(1, use_complete=True, callback=lambda **_: finished.set())
             timeout_s = acquisition.exposure_s + acquisition.period_s + self.arm_timeout_s
-            wait_until(finished.is_set, timeout_s, f"{self.name} exposes", fault=self.cam.fault, poll_s=0.002)
-            if reason := self.cam.fault():
+            wait_until(finished.is_set, timeout_s, f"{self.name} exposes", fault=self.cam.lasting_fault(), poll_s=0.002)
+            if reason := self.cam.fault(fresh=True):
                 raise HardwareError(f"{self.name}: {reason}")
             wait_until(
                 lambda: int(self.hdf1.num_captured.get(use_monitor=False)) > rows,
@@ -476,9 +462,12 @@ class PtychoDetector(Device):
         """Rows that can be read from the file."""
         if self._file is None:
             return 0
-        if not self.hdf1.num_captured.connected:
+        try:
+            require_connection(self.hdf1.num_captured)
+            return int(self.hdf1.num_captured.get(use_monitor=False))
+        except (HardwareError, TimeoutError, DisconnectedError) as error:
+            logger.warning("%s: rows of the file are not known: %s", self.name, error)
             return self._file.rows_announced
-        return int(self.hdf1.num_captured.get(use_monitor=False))
 
     def collect_asset_docs(self, index: int | None = None) -> Iterator[tuple[str, Any]]:
         """StreamResource and StreamDatum documents of rows not announced yet.

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from ptycho_bluesky.devices._errors import HardwareError
-from ptycho_bluesky.devices._waiting import put_and_wait, wait_until
+from ptycho_bluesky.devices._waiting import put_and_wait, require_connection, wait_until
 from ptycho_bluesky.devices.area_detector import SlimHDF5
 from ptycho_bluesky.errors import StorageError
 
@@ -129,6 +129,7 @@ class FileWriter:
         HardwareError
             It is not closed in time.
         """
+        require_connection(self.plugin.capture)
         if not self.plugin.capture.get(use_monitor=False):
             return
         self.plugin.capture.put(0)

@@ -13,8 +13,9 @@ from event_model.documents import DataKey
 
 from ptycho_bluesky.devices._errors import HardwareError
 from ptycho_bluesky.devices._waiting import POLL_S, run_in_thread, wait_until
+from ptycho_bluesky.devices.acquisition import Acquisition
 from ptycho_bluesky.devices.connection import connect
-from ptycho_bluesky.devices.detector import Acquisition, PtychoDetector
+from ptycho_bluesky.devices.detector import PtychoDetector
 from ptycho_bluesky.devices.records import EventRecord
 from ptycho_bluesky.devices.trajectory import Trajectory, TrajectoryController
 

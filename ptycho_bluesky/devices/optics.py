@@ -10,7 +10,7 @@ from ophyd import Component as Cpt
 from ophyd import Device, EpicsSignalRO
 from ophyd.areadetector.base import EpicsSignalWithRBV
 
-from ptycho_bluesky.devices._waiting import put_and_wait, run_in_thread, wait_until
+from ptycho_bluesky.devices._waiting import put_and_wait, require_connection, run_in_thread, wait_until
 from ptycho_bluesky.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class Shutter(Device):
         if key not in known:
             raise InputError(f"shutter {value!r}", 'it is "open" or "closed"')
         demand = known[key]
+        require_connection(self.control)
         self._demand = demand
         self.control.put(demand)  # here, not in the thread: a close that follows must come after an open
         return run_in_thread(lambda: self._arrive(demand), self, f"{self.name} set")
@@ -65,6 +66,7 @@ class Shutter(Device):
 
     def close(self) -> None:
         """Close now and wait for it; an opening under way is given up without an error."""
+        require_connection(self.control)
         self._demand = 0
         self.control.put(0)
         self._arrive(0)

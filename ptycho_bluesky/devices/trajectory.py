@@ -12,7 +12,7 @@ from ophyd import Component as Cpt
 from ophyd import Device, EpicsSignal, EpicsSignalRO
 
 from ptycho_bluesky.devices._errors import HardwareError
-from ptycho_bluesky.devices._waiting import put_and_wait, wait_until
+from ptycho_bluesky.devices._waiting import put_and_wait, require_connection, wait_until
 from ptycho_bluesky.errors import InputError
 
 __all__ = ["Trajectory", "TrajectoryController"]
@@ -149,6 +149,7 @@ class TrajectoryController(Device):
 
     def halt(self, timeout_s: float = 10.0) -> None:
         """Stop triggering; returns when it has stopped."""
+        require_connection(self.state)
         if self.fresh_state not in ("Running", "Building"):
             return
         self.abort.put(1)

@@ -12,6 +12,7 @@ from bluesky.utils import MsgGenerator, short_uid
 from numpy.typing import ArrayLike
 
 from ptycho_bluesky.devices import PtychoFlyer, SampleStage, Shutter, Trajectory, connect
+from ptycho_bluesky.plans.baseline import baseline_wrapper
 from ptycho_bluesky.plans.points import ScanPoints, listed_points, spiral_points
 from ptycho_bluesky.plans.start import start_metadata
 from ptycho_bluesky.plans.stubs import (
@@ -240,7 +241,7 @@ def _fly(
         yield from register(guard)
         yield from bps.checkpoint()
         yield from bps.prepare(flyer, trajectory, wait=True)
-        return (yield from bpp.baseline_wrapper(run(), list(baseline)) if baseline else run())
+        return (yield from baseline_wrapper(run(), baseline))
 
     staged = [flyer] if shutter is None else [flyer, shutter]
     return (yield from unwrap_failure(bpp.stage_wrapper(scan(), staged)))

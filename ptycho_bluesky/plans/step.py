@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from ptycho_bluesky.devices import Acquisition, PtychoDetector, SampleStage, Shutter, connect
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.plans.baseline import baseline_wrapper
 from ptycho_bluesky.plans.points import ScanPoints, listed_points, spiral_points
 from ptycho_bluesky.plans.start import start_metadata
 from ptycho_bluesky.plans.stubs import (
@@ -211,7 +212,7 @@ def _step(
         yield from register(guard)
         yield from bps.checkpoint()
         yield from bps.prepare(detector, acquisition, wait=True)
-        return (yield from bpp.baseline_wrapper(run(), list(baseline)) if baseline else run())
+        return (yield from baseline_wrapper(run(), baseline))
 
     staged = [detector] if shutter is None else [detector, shutter]
     return (yield from unwrap_failure(bpp.stage_wrapper(scan(), staged)))

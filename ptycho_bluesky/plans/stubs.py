@@ -137,7 +137,7 @@ def end_segment(detector: PtychoDetector, collect: Callable[[], MsgGenerator[Any
             break
         if status is None:
             return  # the messages are being listed
-    yield from collect()
+    yield from attempt(collect(), "announcing the last rows")
     yield from emit(detector.segment_end)
     if failure is not None:
         raise failure

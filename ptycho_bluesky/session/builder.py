@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ptycho_bluesky._version import __version__
@@ -142,7 +143,8 @@ def _make_run_engine(settings: Settings, baseline: list[Any]) -> RunEngine:
     import bluesky
     import ophyd
     from bluesky import RunEngine
-    from bluesky.preprocessors import SupplementalData
+
+    from ptycho_bluesky.plans.baseline import baseline_wrapper
 
     run_engine = RunEngine({}, scan_id_source=ScanIds(settings.data_dir / "scan_id"))
     run_engine.md["versions"] = {
@@ -151,7 +153,7 @@ def _make_run_engine(settings: Settings, baseline: list[Any]) -> RunEngine:
         "ophyd": ophyd.__version__,
     }
     run_engine.md["beamline_prefix"] = settings.epics.prefix
-    run_engine.preprocessors.append(SupplementalData(baseline=baseline))
+    run_engine.preprocessors.append(partial(baseline_wrapper, devices=baseline))
     return run_engine
 
 
