@@ -37,6 +37,8 @@ __all__ = ["ServerProcess", "serve", "server_config", "start_server", "web_addre
 
 logger = logging.getLogger(__name__)
 
+CACHE_S = 60
+"""Seconds for which the server remembers updates, contents included: mosaics come every second, labels are large."""
 GRACE_S = 3
 """Seconds that open requests and websockets get when the server ends."""
 
@@ -76,7 +78,7 @@ def server_config(settings: Settings, readable: Sequence[Path] = ()) -> dict[str
             "single_user_api_key": settings.tiled.api_key.get_secret_value(),
             "allow_anonymous_access": False,
         },
-        "streaming_cache": {"uri": "memory"},
+        "streaming_cache": {"uri": "memory", "data_ttl": CACHE_S},
         "media_types": {"BlueskyRun": {"application/json-seq": exporter}},
     }
 

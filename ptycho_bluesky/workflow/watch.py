@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +27,9 @@ __all__ = ["ContainerWatch"]
 logger = logging.getLogger(__name__)
 
 PING_S = 2.0
+RENEW_S = 600.0
+"""A server that keeps its updates in memory forgets how far it has counted for a container when a thousand other nodes
+have changed since; a subscription then hears nothing more, without being told. So each one is renewed now and then."""
 FIRST_WAIT_S, LAST_WAIT_S = 0.5, 5.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 """A start document with a long trajectory in it passes Tiled's default of 1 MB, which would end the subscription."""
@@ -121,7 +125,8 @@ class ContainerWatch:
             self.connections += 1
             self._call(self._on_connect)
             try:
-                while not (self._ending.is_set() or closed.wait(PING_S)):
+                renew_s = time.monotonic() + RENEW_S
+                while not (self._ending.is_set() or closed.wait(PING_S) or time.monotonic() > renew_s):
                     if not answers(self._settings.uri, self._settings.timeout_s):
                         break
             finally:

@@ -40,6 +40,7 @@ __all__ = ["JournalWriter", "WriterStatus", "status_path"]
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
+LIST_PERIOD_S = 2.0
 ABANDON_AFTER_S = 600.0
 SUPERSEDED_GRACE_S = 10.0
 FIRST_WAIT_S, LAST_WAIT_S = 0.5, 5.0
@@ -133,6 +134,7 @@ class JournalWriter:
         self._journals: dict[Path, Journal] = {}
         self._sizes: dict[Path, int] = {}
         self._runs: dict[str, _Run] = {}
+        self._folder_ns, self._listed_s = 0, 0.0
         self._stops: dict[str, Any] = {}
         self._reported: dict[str, Any] = {}
 
@@ -210,19 +212,42 @@ class JournalWriter:
     def _read_journals(self) -> dict[str, list[Document]]:
         """New documents of every run, in order."""
         fresh: dict[str, list[Document]] = {}
-        folder = self.settings.journal_dir
-        for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
-            size = path.stat().st_size
-            if size == self._sizes.get(path, 0):
+        for path in self._live_journals():
+            try:
+                size = path.stat().st_size
+                if size == self._sizes.get(path, 0):
+                    continue
+                journal = self._journals.setdefault(path, Journal(path))
+                damaged = journal.damaged
+                found = journal.new_documents()
+            except FileNotFoundError:
+                self._forget(path)
                 continue
-            journal = self._journals.setdefault(path, Journal(path))
-            damaged = journal.damaged
-            for uid, document in journal.new_documents():
+            for uid, document in found:
                 fresh.setdefault(uid, []).append(document)
                 self._note(uid, journal, document)
             self._sizes[path] = size
             self.status.documents_damaged += journal.damaged - damaged
         return fresh
+
+    def _live_journals(self) -> list[Path]:
+        """Journals that may have grown: those of open runs, and all of them now and then and when one is added."""
+        folder = self.settings.journal_dir
+        try:
+            changed_ns = folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return []
+        now = time.monotonic()
+        if changed_ns != self._folder_ns or now - self._listed_s > LIST_PERIOD_S:
+            self._folder_ns, self._listed_s = changed_ns, now
+            return sorted(folder.glob("*.jsonl"))
+        return sorted({run.journal.path for run in self._runs.values() if not run.closed})
+
+    def _forget(self, path: Path) -> None:
+        """A journal was taken away: what it held stays in Tiled as it is."""
+        self._journals.pop(path, None)
+        self._sizes.pop(path, None)
+        self._runs = {uid: run for uid, run in self._runs.items() if run.journal.path != path}
 
     def _note(self, uid: str, journal: Journal, document: Document) -> None:
         name, doc = document
@@ -238,7 +263,7 @@ class JournalWriter:
         now = time.time()
         newest = max((run.start_s for run in self._runs.values()), default=0.0)
         for run in self._runs.values():
-            if run.closed or run.abandoned:
+            if run.closed or run.abandoned or not run.journal.path.exists():
                 continue
             silent_s = now - run.journal.path.stat().st_mtime
             superseded = newest > run.start_s and silent_s > SUPERSEDED_GRACE_S

@@ -1,0 +1,140 @@
+"""The subcommands around Tiled, as a person uses them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import pytest
+from test_store import make_record
+from typer.testing import CliRunner
+
+from ptycho_bluesky.cli.main import build_app
+from ptycho_bluesky.errors import InputError, UnreachableError
+from ptycho_bluesky.records import ModelStage
+from ptycho_bluesky.workflow.files import exclusive, read_json, write_bytes, write_json
+from ptycho_bluesky.workflow.run_state import RunState, run_folder
+from ptycho_bluesky.workflow.status import ago
+
+
+@pytest.fixture
+def run(settings):
+    """Runs a command line in this process; what commands set up for a process of their own is put back."""
+    settings.to_yaml(settings.data_dir / "c.yml")
+    environment, handlers = dict(os.environ), logging.getLogger().handlers[:]
+
+    def call(*arguments: str) -> str:
+        result = CliRunner().invoke(build_app(), [*arguments, "--config", str(settings.data_dir / "c.yml")])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    yield call
+    logging.getLogger().handlers[:] = handlers
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_models(run, store, settings):
+    models = store.model_store
+    contents = [os.urandom(100), os.urandom(200)]
+    records = [
+        make_record(content, created_s=time.time() + k, validation={"score": 0.25 + k})
+        for k, content in enumerate(contents)
+    ]
+    for record, content in zip(records, contents, strict=True):
+        models.put(record, content)
+    first, second = (record.model_id for record in records)
+
+    assert f"{first} is promoted; serving: {first}" in run("models", "promote", first[:8], "--reason", "by hand")
+    assert f"serving: {second}" in run("models", "promote", second)
+    shown = run("models", "list")
+    assert "serves" in shown
+    assert "0.250" in shown
+    shown = run("models", "show", second[:10])
+    assert '"stage": "promoted"' in shown
+    assert "promoted by hand" in shown
+    assert f"{second} is retired; serving: {first}" in run("models", "rollback")
+    assert f"{first} is rejected; serving: none" in run("models", "reject", first, "-r", "stripes")
+    assert models.metadata()[first]["stage_log"][-1]["reason"] == "stripes"
+    with pytest.raises(InputError, match="no model serves"):
+        run("models", "rollback")
+    out = settings.data_dir / "model.onnx"
+    run("models", "export", first[:8], "--out", str(out))
+    assert out.read_bytes() == contents[0]
+    assert models.get(first)[0].stage is ModelStage.REJECTED
+
+
+def test_unreachable(run, settings, free_ports):
+    (port,) = free_ports(1)
+    settings.tiled.uri = f"http://127.0.0.1:{port}"
+    settings.to_yaml(settings.data_dir / "c.yml")
+    with pytest.raises(UnreachableError, match=str(port)):
+        run("models", "list")
+
+
+def test_taken_port(run, settings):
+    with pytest.raises(InputError, match=r"tiled\.uri"):
+        run("tiled")
+
+
+def test_worker_status_and_retry(run, settings):
+    with pytest.raises(InputError, match="no worker has run"):
+        run("worker", "--status")
+    write_json(
+        settings.worker_dir / "status.json",
+        {"waiting": ["b"], "unpublished": [], "tiled_reachable": False, "time_s": time.time()},
+    )
+    folder = run_folder(settings, "abcdef-1")
+    folder.save(RunState("abcdef-1", scan_id=7, stage="train", outcome="failed", reason="no luck"))
+    folder.mark_published("decision")
+    shown = run("worker", "--status")
+    assert "no luck" in shown
+    assert "does not answer; 1 runs wait" in shown
+    assert "abcdef-1 will be taken up again" in run("worker", "--retry", "abcdef")
+    assert folder.load().outcome == ""
+    assert folder.published() == []
+
+
+def test_writer_status(run, settings):
+    with pytest.raises(InputError, match="no writer has run"):
+        run("writer", "--status")
+
+
+def test_ago():
+    assert ago(None) == "—"
+    now = time.time()
+    assert [ago(now - seconds) for seconds in (5, 600, 8000, 400_000)] == [
+        "5 s ago",
+        "10 min ago",
+        "2 h ago",
+        "5 d ago",
+    ]
+
+
+class TestFiles:
+    def test_whole_or_not_at_all(self, tmp_path):
+        path = tmp_path / "deep" / "file.json"
+        assert read_json(path, {}) == {}
+        write_json(path, {"a": 1})
+        assert read_json(path) == {"a": 1}
+        assert [each.name for each in path.parent.iterdir()] == ["file.json"]
+        path.write_text("{")
+        with pytest.raises(InputError, match="must be JSON"):
+            read_json(path)
+
+    def test_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match="writable"):
+            write_bytes(tmp_path / "file" / "below", b"")
+        with pytest.raises(InputError, match="writable"), exclusive(tmp_path / "file" / "below", "worker"):
+            pass
+
+    def test_one_at_a_time(self, tmp_path):
+        refused = pytest.raises(InputError, match=rf"process {os.getpid()}")
+        with exclusive(tmp_path, "worker"), refused, exclusive(tmp_path, "worker"):
+            pass
+        with exclusive(tmp_path, "worker"):
+            pass
