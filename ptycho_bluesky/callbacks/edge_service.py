@@ -57,14 +57,19 @@ class TiledModels:
         """Record and file of a model."""
         return self._ask(lambda store: store.model_store.get(model_id))
 
+    def close(self) -> None:
+        """Close the connection."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
     def _ask(self, question: Callable[[TiledStore], Any]) -> Any:
         if self._store is None:
             self._store = self._connect()
         try:
             return question(self._store)
         except Exception:
-            store, self._store = self._store, None
-            store.close()
+            self.close()
             raise
 
 
@@ -104,7 +109,8 @@ class EdgeService:
             sinks.append(PvaSink(settings.edge.prefix))
         self._geometry_lock = threading.Lock()
         self._measured: tuple[tuple[int, int], float | None] | None = None
-        source = models or (TiledModels(connect) if connect is not None else None)
+        self._models = TiledModels(connect) if connect is not None and models is None else None
+        source = models or self._models
         self.watcher = None if source is None else ModelWatcher(source, self.slot, self._load, self._accept)
         self.edge = EdgeInference(
             settings.edge,
@@ -149,6 +155,8 @@ class EdgeService:
             self._watch.stop()
         if self.watcher is not None:
             self.watcher.stop()
+        if self._models is not None:
+            self._models.close()
         self.edge.close()
         if self._result_store is not None:
             self._result_store.close()

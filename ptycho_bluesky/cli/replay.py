@@ -36,6 +36,7 @@ def command(
     from rich.console import Console
 
     from ptycho_bluesky.inference import LoadedModel, load_model
+    from ptycho_bluesky.streaming.closing import ClosingOptions
     from ptycho_bluesky.streaming.pictures import draw_mosaic
     from ptycho_bluesky.streaming.replay import replay_documents
 
@@ -54,7 +55,8 @@ def command(
         )
     console = Console()
     with console.status("playing"):
-        results = replay_documents(documents, loaded)
+        # a finished run's file grows no more: one that is not there will not come
+        results = replay_documents(documents, loaded, closing=ClosingOptions(wait_s=2.0, grace_s=0.2))
     for result in results:
         console.print(_table(result))
         if out is not None:

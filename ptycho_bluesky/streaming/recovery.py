@@ -30,6 +30,10 @@ class RunSource(Protocol):
         """Documents of the latest runs so far, newest run first; [] while the source is away."""
         ...
 
+    def close(self) -> None:
+        """Release connections."""
+        ...
+
 
 class JournalSource:
     """Journals of sessions on this machine or a shared disk.
@@ -59,6 +63,9 @@ class JournalSource:
             runs += [documents for documents in reversed(by_run.values()) if documents[0][0] == "start"]
         return runs[:limit]
 
+    def close(self) -> None:
+        """Nothing to release."""
+
 
 class TiledSource:
     """Runs in Tiled, for an edge that does not see the session's disk.
@@ -82,8 +89,14 @@ class TiledSource:
             return [self._documents(uid) for uid in reversed(uids)]
         except Exception as error:  # noqa: BLE001 - any failure means the same: nothing to be had from there now
             logger.debug("no documents from Tiled: %s", error)
-            self._store = None
+            self.close()
             return []
+
+    def close(self) -> None:
+        """Close the connection."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
 
     def _documents(self, uid: str) -> list[Document]:
         return [(str(name), dict(doc)) for name, doc in self._store.run(uid).documents()]
@@ -175,6 +188,8 @@ class DocumentRecovery:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        for source in self._sources:
+            source.close()
 
     def _run(self) -> None:
         self._guarded(self.recover_open)

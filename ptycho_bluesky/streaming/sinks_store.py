@@ -131,6 +131,7 @@ class StoreSink:
             except Exception:  # a store may fail in any way; the spool keeps what counts
                 logger.exception("storing failed; it is tried again")
                 self._forget_store()
+        self._forget_store()
 
     def _patience_s(self) -> float:
         now_s = time.monotonic()
