@@ -38,7 +38,7 @@ def command(
     limit: Annotated[int | None, typer.Option(help="Use the first frames only.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the frames' order and of what is left out.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch decides by default.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; more than one only on idle cores, 0: torch decides.")] = 1,
     picture: Annotated[bool, typer.Option(help="Draw object, probe and error beside the product (PNG).")] = True,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
@@ -69,7 +69,7 @@ def command(
     from ptycho_bluesky.reconstruction import EpieOptions, reconstruct
     from ptycho_bluesky.reconstruction.pictures import draw
 
-    options = EpieOptions.from_settings(settings.reconstruct, holdout_fraction=holdout, device=device)
+    options = EpieOptions.from_settings(settings.reconstruct, holdout_fraction=holdout, device=device, threads=threads)
     _check_folder(out)
     stated = {
         "energy_eV": energy_ev,
@@ -78,8 +78,6 @@ def command(
         "object_pixel_m": object_pixel_m,
     }
     measurement = _read(source, settings, stated, limit)
-    if threads is not None:
-        _use_threads(threads)
     console = Console(stderr=True)
     columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("error {task.fields[error]}"), console=console) as bar:
@@ -96,7 +94,8 @@ def command(
     rate = options.iterations * len(result.position_m) / seconds
     console.print(
         f"{len(result.position_m)} frames, {options.iterations} passes in {seconds:.1f} s "
-        f"({rate:.0f} frame-updates/s), error {result.error[0]:.4g} → {result.error[-1]:.4g}, probe from: {result.provenance['probe_start']}",
+        f"({rate:.0f} frame-updates/s)\nerror {result.error[0]:.4g} → {result.error[-1]:.4g}; "
+        f"probe from: {result.provenance['probe_start']}",
         highlight=False,
     )
     typer.echo(out)
@@ -136,13 +135,3 @@ def _read(source: str, settings: Settings, stated: dict[str, float | None], limi
 
     with TiledStore.connect(settings.tiled) as store:
         return store.read_run(source, object_pixel_m=stated["object_pixel_m"], limit=limit)
-
-
-def _use_threads(threads: int) -> None:
-    import torch
-
-    from ptycho_bluesky.errors import InputError
-
-    if threads < 1:
-        raise InputError(f"--threads {threads}", "it must be at least 1")
-    torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ from ptycho_bluesky.reconstruction.forward import Scan
 from ptycho_bluesky.reconstruction.gauge import fix_gauge, orthogonal_modes
 from ptycho_bluesky.reconstruction.options import EngineOptions, EpieOptions
 from ptycho_bluesky.reconstruction.pie import frame_errors, run_epie
-from ptycho_bluesky.reconstruction.prepare import Selection, prepare_scan, select_frames
+from ptycho_bluesky.reconstruction.prepare import Selection, prepare_scan, select_frames, torch_threads
 from ptycho_bluesky.reconstruction.starting_probe import ProbeStart, starting_probe
 from ptycho_bluesky.records import Measurement, Reconstruction
 
@@ -47,7 +47,8 @@ def reconstruct(
     probe : ndarray of complex, shape (N, N) or (modes, N, N), optional
         Starting probe; by default `starting_probe` looks for one.
     object : ndarray of complex, shape (rows, cols), optional
-        Starting object on the frame of the result, ``ObjectFrame.around(position_m, N, pixel)``; 1 by default.
+        Starting object on ``ObjectFrame.around(position_m, N, pixel)`` of the frames used, from which the frame of the
+        result differs by a fraction of a pixel; 1 by default.
     rows : array-like of int or bool, optional
         Rows of the measurement to use, e.g. those of one area.
     progress : callable, optional
@@ -64,7 +65,18 @@ def reconstruct(
     InputError
         The measurement cannot be reconstructed: shapes, counts, positions, probe or options are wrong.
     """
-    options = options or EpieOptions()
+    with torch_threads((options := options or EpieOptions()).threads):
+        return _reconstruct(measurement, options, probe, object, rows, progress)
+
+
+def _reconstruct(
+    measurement: Measurement,
+    options: EngineOptions,
+    probe: NDArray[Any] | None,
+    object: NDArray[Any] | None,  # noqa: A002
+    rows: ArrayLike | None,
+    progress: Progress | None,
+) -> Reconstruction:
     started_s, clock = time.time(), time.perf_counter()
     selection = select_frames(measurement, options, rows)
     start = starting_probe(measurement, options, probe=probe)
@@ -75,13 +87,13 @@ def reconstruct(
     obj, modes, error = _engine(options)(scan, _starting_object(object, frame, wave), wave, options, progress)
     if not np.isfinite(error[-1]):
         raise InputError(f"the reconstruction diverged (error {error[-1]})", "", "use smaller steps or another probe")
-    position_px = frame.to_px(measurement.position_m[selection.used])
-    final, fixed = fix_gauge(obj.cpu().numpy(), modes.cpu().numpy(), frame, position_px)
+    position_m = measurement.position_m[selection.used]
+    final, fixed, frame = fix_gauge(obj.cpu().numpy(), modes.cpu().numpy(), frame, position_m)
     kind = np.complex128 if options.dtype == "complex128" else np.complex64
     return Reconstruction(
         object=final.astype(kind),
         probe=orthogonal_modes(fixed).astype(kind),
-        position_m=measurement.position_m[selection.used],
+        position_m=position_m,
         frame=frame,
         error=error,
         geometry=measurement.geometry,

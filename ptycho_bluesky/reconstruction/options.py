@@ -32,6 +32,11 @@ class EngineOptions(BaseModel):
     normalise_i0: bool = Field(default=True, description="Divide the counts by the monitor where every frame has one.")
     dtype: Literal["complex64", "complex128"] = Field(default="complex64", description="Precision of the waves.")
     device: str = Field(default="cpu", description="Device of torch: cpu, cuda, cuda:1, or auto.")
+    threads: int = Field(
+        default=1,
+        ge=0,
+        description="CPU threads while it runs; 0 leaves torch's choice. More than one only on idle cores.",
+    )
     seed: int = Field(default=0, ge=0, description="Of the frames' order and of what is left out.")
 
     @classmethod

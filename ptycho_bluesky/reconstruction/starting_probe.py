@@ -17,7 +17,7 @@ from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.reconstruction.forward import Scan
 from ptycho_bluesky.reconstruction.options import EngineOptions, EpieOptions
 from ptycho_bluesky.reconstruction.pie import run_epie
-from ptycho_bluesky.reconstruction.prepare import mean_counts, prepare_scan, select_frames
+from ptycho_bluesky.reconstruction.prepare import mean_counts, prepare_scan, select_frames, torch_threads
 from ptycho_bluesky.records import Measurement
 from ptycho_bluesky.simulation.optics import ZonePlate, zone_plate_probe
 
@@ -82,6 +82,13 @@ def starting_probe(
         A probe of another shape than the frames.
     """
     options = options or EpieOptions()
+    with torch_threads(options.threads):
+        return _starting_probe(measurement, options, probe, plate)
+
+
+def _starting_probe(
+    measurement: Measurement, options: EngineOptions, probe: NDArray[Any] | None, plate: ZonePlate | None
+) -> ProbeStart:
     wave, source = probe, "given"
     if wave is None:
         wave, source = measurement.probe, "measurement"
@@ -169,7 +176,8 @@ def probe_from_mean_frame(measurement: Measurement, options: EngineOptions | Non
         iterations=TRIAL_PASSES, probe_start=1, settle_fraction=0.0, dtype=options.dtype, device=options.device
     )
     best, least = None, np.inf
-    for fraction in sorted({sign * value for value in BEAM_FRACTIONS for sign in (1.0, -1.0)}):
+    fractions = sorted({sign * value for value in BEAM_FRACTIONS for sign in (1.0, -1.0)})
+    for fraction in fractions:
         wave = _defocused(pupil, fraction)
         probe = torch.from_numpy(wave)[None].to(scan.ramp_row)
         obj = torch.ones(frame.shape, dtype=probe.dtype, device=probe.device)
