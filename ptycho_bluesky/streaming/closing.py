@@ -29,7 +29,7 @@ class ClosingOptions:
     settle_s : float
         The stream counts as drained when it has been quiet for this long.
     drain_s : float
-        And at the latest after this.
+        And at the latest when no frame of the run has come for this long, though frames of others come.
     wait_s : float
         The file's rows are waited for at most this long.
     grace_s : float
@@ -131,7 +131,8 @@ class Closing:
         """
         if self.run.phase is Phase.DRAINING:
             drained = not self.run.live or not self.run.ledger.awaits_stream() or quiet_s >= self.options.settle_s
-            if not drained and now_s - self._stopped_s < self.options.drain_s:
+            # a queue that has grown long is worked off first, whatever time it takes
+            if not drained and now_s - max(self._stopped_s, self.run.active_s) < self.options.drain_s:
                 return None
             self.run.phase = Phase.READING
             self._reading_s = self._next_look_s = self._grown_s = now_s

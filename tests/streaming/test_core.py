@@ -380,6 +380,19 @@ def test_the_tail_of_one_run_and_the_head_of_the_next_do_not_mix(fake_run):
     images_joined(bench, first)
 
 
+def test_a_long_queue_is_worked_off_before_the_file_is_read(fake_run):
+    """Frames of a stopped run keep coming for longer than the drain time: none of them is read from the file."""
+    run = fake_run()
+    run.write_file()
+    bench = Bench(options=ClosingOptions(settle_s=5.0, drain_s=0.1, wait_s=1.0, grace_s=0.05, poll_s=0.01))
+    bench.documents([*run.head, run.parts[0]["begun"], run.parts[0]["ended"], *run.resources, run.stop])
+    for i in range(0, 40, 4):
+        bench.core.frames(run.frames[i : i + 4])
+        bench.core.tick(stream_empty=False)
+        time.sleep(0.04)
+    assert_all_there(bench.finish(), run, received=40, recovered=0)
+
+
 def test_the_last_frame_of_the_run_before_is_no_frame_of_this_one(fake_run):
     run = fake_run(reset=True)
     run.write_file()
