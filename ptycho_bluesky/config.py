@@ -160,9 +160,9 @@ class TrainSettings(_Section):
 
     architecture: str = "ptychonn2"
     recipe: Literal["default", "published"] = "default"
-    frames_per_scan: int = Field(default=24_000, ge=1, description="Budget: frame-updates spent for each new scan.")
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    frames_per_scan: int = Field(default=13_000, ge=1, description="Budget: frame-updates spent for each new scan.")
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=7e-4, gt=0)
     seed: int = 0
     num_threads: int = Field(default=2, ge=1)
 

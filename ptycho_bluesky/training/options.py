@@ -22,14 +22,16 @@ class TrainOptions(BaseModel):
 
     architecture: str = "ptychonn2"
     recipe: Literal["default", "published"] = "default"
-    frames_per_scan: int = Field(default=24_000, ge=1, description="Frame-updates spent for each new scan.")
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0, description="Of the default recipe, after its rise.")
+    frames_per_scan: int = Field(default=13_000, ge=1, description="Frame-updates spent for each new scan.")
+    batch_size: int = Field(
+        default=8, ge=1, description="Frames in an optimiser step; small batches learn most a frame."
+    )
+    learning_rate: float = Field(default=7e-4, gt=0, description="Of the default recipe, where its fall begins.")
     decay_frames: float = Field(
-        default=20_000, gt=0, description="Frame-updates of the lineage after which the rate has fallen to 1/√2."
+        default=40_000, gt=0, description="Frame-updates of the lineage after which the rate has fallen to 1/√2."
     )
     average_frames: int = Field(
-        default=8000, ge=0, description="Frame-updates over which the served weights are averaged; 0 serves the last."
+        default=2400, ge=0, description="Frame-updates over which the served weights are averaged; 0 serves the last."
     )
     seed: int = 0
     num_threads: int = Field(default=2, ge=1)
