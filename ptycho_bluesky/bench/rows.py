@@ -117,7 +117,8 @@ def table(rows: Iterable[Row], title: str = "") -> Table:
     """Human table of the rows, for rich."""
     out = Table(title=title)
     for heading in ("metric", "unit", "ours", "baseline", "ratio", "target", "met"):
-        out.add_column(heading, justify="left" if heading in {"metric", "unit"} else "right")
+        left = heading in {"metric", "unit"}
+        out.add_column(heading, justify="left" if left else "right", no_wrap=heading == "metric")
     for row in rows:
         baseline = "" if row.baseline is None else f"{row.baseline:.4g} ({row.baseline_name})"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}×"
