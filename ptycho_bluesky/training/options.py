@@ -42,7 +42,7 @@ class TrainOptions(BaseModel):
         default="auto", description="Turn and mirror frame and label together; auto: as far as the probe is symmetric."
     )
     symmetry_tolerance: float = Field(
-        default=0.05, ge=0, le=1, description="Asymmetry of the probe up to which a turned frame is a true frame."
+        default=0.02, ge=0, le=1, description="Asymmetry of the probe up to which a turned frame is a true frame."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where the processor multiplies it natively."

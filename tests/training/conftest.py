@@ -61,3 +61,8 @@ def labels_b() -> LabelSet:
 @pytest.fixture(scope="session")
 def reserved() -> LabelSet:
     return true_labels(3)
+
+
+@pytest.fixture
+def make_true_labels():
+    return true_labels

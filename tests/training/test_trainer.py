@@ -215,3 +215,16 @@ def test_the_rate_falls_over_the_lineage_but_never_ends():
     assert learning_rate(first, 1999) == pytest.approx(1e-3 / np.sqrt(1 + 1999 * 8 / 20_000))
     assert learning_rate(second, 1999) == pytest.approx(1e-3 / np.sqrt(1 + (16_000 + 1999 * 8) / 20_000))
     assert learning_rate(old, 1999) == pytest.approx(1e-4)
+
+
+@pytest.mark.slow
+def test_each_scan_makes_an_unseen_scan_clearer(make_true_labels, reserved):
+    options = TrainOptions(frames_per_scan=4000, num_threads=1, average_frames=800)
+    corpus, parent, scores = [], None, []
+    for seed in (11, 12):
+        corpus.append(make_true_labels(seed, 300))
+        result = train(corpus, options, parent=parent, validation=reserved)
+        parent = result.content
+        scores.append(result.figures["score"])
+    assert result.figures["constant"] + 0.02 < scores[0] < scores[1]
+    assert scores[1] > 0.2
