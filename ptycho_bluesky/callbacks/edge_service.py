@@ -158,8 +158,9 @@ class EdgeService:
         if self._models is not None:
             self._models.close()
         self.edge.close()
-        if self._result_store is not None:
-            self._result_store.close()
+        store, self._result_store = self._result_store, None
+        if store is not None:
+            store.close()
 
     def _first_model(self, watcher: ModelWatcher) -> None:
         try:

@@ -1,4 +1,7 @@
-"""Waiting with a deadline, and sequences of puts as one status."""
+"""Waiting with a deadline, and sequences of puts as one status.
+
+Whatever decides reads over the network (``use_monitor=False``): a monitored value may lag behind what happened since.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ __all__ = ["POLL_S", "put_and_wait", "require_connection", "run_in_thread", "wai
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.01
-"""Period at which monitored (cached) values are looked at."""
+"""Period at which hardware is looked at."""
 
 
 def run_in_thread(function: Callable[[], None], obj: Any, name: str) -> Status:

@@ -38,15 +38,15 @@ FAULT_STATES = ("Error", "Disconnected")
 class SlimCam(Device):
     """areaDetector driver (ADDriver): acquisition, trigger, counters and size."""
 
-    acquire = Cpt(EpicsSignalWithRBV, "Acquire", kind="omitted", auto_monitor=True)
+    acquire = Cpt(EpicsSignalWithRBV, "Acquire", kind="omitted")
     acquire_time = Cpt(EpicsSignalWithRBV, "AcquireTime", kind="config")
     acquire_period = Cpt(EpicsSignalWithRBV, "AcquirePeriod", kind="config")
     num_images = Cpt(EpicsSignalWithRBV, "NumImages", kind="omitted")
     image_mode = Cpt(EpicsSignalWithRBV, "ImageMode", kind="omitted", string=True)
     trigger_mode = Cpt(EpicsSignalWithRBV, "TriggerMode", kind="omitted", string=True)
     array_callbacks = Cpt(EpicsSignalWithRBV, "ArrayCallbacks", kind="omitted")
-    array_counter = Cpt(EpicsSignalWithRBV, "ArrayCounter", kind="omitted", auto_monitor=True)
-    detector_state = Cpt(EpicsSignalRO, "DetectorState_RBV", kind="omitted", string=True, auto_monitor=True)
+    array_counter = Cpt(EpicsSignalWithRBV, "ArrayCounter", kind="omitted")
+    detector_state = Cpt(EpicsSignalRO, "DetectorState_RBV", kind="omitted", string=True)
     status_message = Cpt(EpicsSignalRO, "StatusMessage_RBV", kind="omitted", string=True)
     array_size_x = Cpt(EpicsSignalRO, "ArraySizeX_RBV", kind="config")
     array_size_y = Cpt(EpicsSignalRO, "ArraySizeY_RBV", kind="config")
@@ -55,26 +55,15 @@ class SlimCam(Device):
     model = Cpt(EpicsSignalRO, "Model_RBV", kind="config", string=True)
 
     @property
-    def state(self) -> str:
-        """Last DetectorState, from the monitor."""
-        return str(self.detector_state.get(as_string=True))
-
-    @property
     def fresh_state(self) -> str:
-        """DetectorState read over the network now."""
+        """DetectorState, read over the network now."""
         return str(self.detector_state.get(as_string=True, use_monitor=False))
 
-    def fault(self, *, fresh: bool = False) -> str:
-        """Why the detector cannot acquire, "" if it can.
-
-        Parameters
-        ----------
-        fresh : bool
-            Ask the driver, rather than look at the last monitor.
-        """
+    def fault(self) -> str:
+        """Why the detector cannot acquire, "" if it can."""
         if not self.detector_state.connected:
             return f"{self.prefix} is disconnected"
-        state = self.fresh_state if fresh else self.state
+        state = self.fresh_state
         if state in FAULT_STATES:
             return f"detector state {state}: {self.status_message.get(as_string=True, use_monitor=False)}"
         return ""
@@ -82,7 +71,7 @@ class SlimCam(Device):
     def lasting_fault(self, grace_s: float = 1.0) -> Callable[[], str]:
         """`fault`, looked at from ``grace_s`` from now on: an error of before is cleared by acquiring."""
         since = time.monotonic()
-        return lambda: self.fault(fresh=True) if time.monotonic() - since > grace_s else ""
+        return lambda: self.fault() if time.monotonic() - since > grace_s else ""
 
 
 class SlimHDF5(Device):
@@ -99,19 +88,19 @@ class SlimHDF5(Device):
     file_write_mode = Cpt(EpicsSignalWithRBV, "FileWriteMode", kind="omitted", string=True)
     lazy_open = Cpt(EpicsSignalWithRBV, "LazyOpen", kind="omitted")
     swmr_mode = Cpt(EpicsSignalWithRBV, "SWMRMode", kind="omitted")
-    swmr_active = Cpt(EpicsSignalRO, "SWMRActive_RBV", kind="omitted", auto_monitor=True)
+    swmr_active = Cpt(EpicsSignalRO, "SWMRActive_RBV", kind="omitted")
     num_capture = Cpt(EpicsSignalWithRBV, "NumCapture", kind="omitted")
-    num_captured = Cpt(EpicsSignalRO, "NumCaptured_RBV", kind="omitted", auto_monitor=True)
-    capture = Cpt(EpicsSignalWithRBV, "Capture", kind="omitted", auto_monitor=True)
-    dropped_arrays = Cpt(EpicsSignalRO, "DroppedArrays_RBV", kind="omitted", auto_monitor=True)
-    write_status = Cpt(EpicsSignal, "WriteStatus", kind="omitted", auto_monitor=True)
+    num_captured = Cpt(EpicsSignalRO, "NumCaptured_RBV", kind="omitted")
+    capture = Cpt(EpicsSignalWithRBV, "Capture", kind="omitted")
+    dropped_arrays = Cpt(EpicsSignalRO, "DroppedArrays_RBV", kind="omitted")
+    write_status = Cpt(EpicsSignal, "WriteStatus", kind="omitted")
     write_message = Cpt(EpicsSignal, "WriteMessage", kind="omitted", string=True)
 
     def fault(self) -> str:
         """Why the plugin cannot write, "" if it can."""
         if not self.write_status.connected:
             return f"{self.prefix} is disconnected"
-        if int(self.write_status.get()) != 0:
+        if int(self.write_status.get(use_monitor=False)) != 0:
             return f"the file cannot be written: {self.write_message.get(as_string=True, use_monitor=False)}"
         return ""
 

@@ -294,10 +294,7 @@ class PtychoDetector(Device):
             self._begin(int(self.cam.array_counter.get(use_monitor=False)) + 1, first, remaining)
 
     def _takes_triggers(self) -> bool:
-        return bool(self.cam.acquire.get(use_monitor=False)) and (
-            # both: whoever watches the flight looks at the monitor, which may still show the state before
-            self.cam.fresh_state in ARMED_STATES and self.cam.state in ARMED_STATES
-        )
+        return bool(self.cam.acquire.get(use_monitor=False)) and (self.cam.fresh_state in ARMED_STATES)
 
     def _begin(self, first_unique_id: int, first_frame_index: int, num_frames: int) -> None:
         self._segment = Segment(self._next_segment_index, first_unique_id, first_frame_index, num_frames)
@@ -319,11 +316,11 @@ class PtychoDetector(Device):
         return self._acquisition
 
     def poll_counter(self) -> int:
-        """Frames generated in the current segment so far, from the monitored counter; kept for when it disconnects."""
+        """Frames generated in the current segment so far; kept for when the detector disconnects."""
         if self._segment is None:
             return 0
         if self.cam.array_counter.connected:
-            self._last_counter = int(self.cam.array_counter.get())
+            self._last_counter = int(self.cam.array_counter.get(use_monitor=False))
         return self._generated(self._last_counter)
 
     def _generated(self, counter: int) -> int:
@@ -391,7 +388,7 @@ class PtychoDetector(Device):
             self.cam.acquire.put(1, use_complete=True, callback=lambda **_: finished.set())
             timeout_s = acquisition.exposure_s + acquisition.period_s + self.arm_timeout_s
             wait_until(finished.is_set, timeout_s, f"{self.name} exposes", fault=self.cam.lasting_fault(), poll_s=0.002)
-            if reason := self.cam.fault(fresh=True):
+            if reason := self.cam.fault():
                 raise HardwareError(f"{self.name}: {reason}")
             wait_until(
                 lambda: int(self.hdf1.num_captured.get(use_monitor=False)) > rows,

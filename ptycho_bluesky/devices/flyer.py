@@ -12,7 +12,7 @@ from bluesky.protocols import Status
 from event_model.documents import DataKey
 
 from ptycho_bluesky.devices._errors import HardwareError
-from ptycho_bluesky.devices._waiting import POLL_S, run_in_thread, wait_until
+from ptycho_bluesky.devices._waiting import run_in_thread, wait_until
 from ptycho_bluesky.devices.acquisition import Acquisition
 from ptycho_bluesky.devices.connection import connect
 from ptycho_bluesky.devices.detector import PtychoDetector
@@ -22,6 +22,9 @@ from ptycho_bluesky.devices.trajectory import Trajectory, TrajectoryController
 __all__ = ["PtychoFlyer"]
 
 logger = logging.getLogger(__name__)
+
+WATCH_PERIOD_S = 0.02
+"""Period at which `PtychoFlyer.complete` looks at the hardware."""
 
 
 class PtychoFlyer:
@@ -162,18 +165,19 @@ class PtychoFlyer:
             for reason in (controller.fault(), detector.cam.fault(), detector.hdf1.fault()):
                 if reason:
                     raise HardwareError(f"{self.name}: {reason}")
-            state = controller.state_now
+            state = controller.fresh_state
             if state == "Aborted":
                 return
             if state == "Done":
                 self._wait_for_last_frames()
                 return
-            now = (detector.poll_counter(), int(controller.index.get()), state)
+            now = (detector.poll_counter(), int(controller.index.get(use_monitor=False)), state)
             if now != progress:
                 progress, last_change = now, time.monotonic()
             elif time.monotonic() - last_change > patience_s:
-                raise HardwareError(f"{self.name}: no progress for {patience_s:.0f} s after frame {now[0]}")
-            time.sleep(POLL_S)
+                where = f"frame {now[0]}, point {now[1]}, controller {state}, detector {detector.cam.fresh_state}"
+                raise HardwareError(f"{self.name}: no progress for {patience_s:.0f} s ({where})")
+            time.sleep(WATCH_PERIOD_S)
 
     def _wait_for_last_frames(self) -> None:
         """All triggers are out: the detector goes idle by itself, unless it missed some."""

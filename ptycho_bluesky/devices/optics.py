@@ -21,7 +21,7 @@ __all__ = ["Attenuator", "Energy", "I0Monitor", "Shutter"]
 class Shutter(Device):
     """Fast shutter: ``set("open")`` and ``set("closed")``; unstaging closes it, whatever ended the scan."""
 
-    control = Cpt(EpicsSignalWithRBV, "Open", kind="hinted", auto_monitor=True)
+    control = Cpt(EpicsSignalWithRBV, "Open", kind="hinted")
 
     timeout_s = 5.0
     """Deadline of a movement."""

@@ -73,10 +73,10 @@ class TrajectoryController(Device):
     period_s = Cpt(EpicsSignal, "Period_s", kind="config")
     start_index = Cpt(EpicsSignal, "StartIndex", kind="omitted")
     build = Cpt(EpicsSignal, "Build", kind="omitted")
-    state = Cpt(EpicsSignalRO, "State_RBV", kind="omitted", string=True, auto_monitor=True)
+    state = Cpt(EpicsSignalRO, "State_RBV", kind="omitted", string=True)
     start = Cpt(EpicsSignal, "Start", kind="omitted")
     abort = Cpt(EpicsSignal, "Abort", kind="omitted")
-    index = Cpt(EpicsSignalRO, "Index_RBV", kind="omitted", auto_monitor=True)
+    index = Cpt(EpicsSignalRO, "Index_RBV", kind="omitted")
     message = Cpt(EpicsSignalRO, "Message_RBV", kind="omitted", string=True)
 
     def __init__(self, prefix: str, *, name: str, build_timeout_s: float = 300.0, **kwargs: Any) -> None:
@@ -84,20 +84,15 @@ class TrajectoryController(Device):
         self.build_timeout_s = build_timeout_s
 
     @property
-    def state_now(self) -> str:
-        """State from the monitor."""
-        return str(self.state.get(as_string=True))
-
-    @property
     def fresh_state(self) -> str:
-        """State read over the network now."""
+        """State, read over the network now."""
         return str(self.state.get(as_string=True, use_monitor=False))
 
     def fault(self) -> str:
         """Why the controller cannot run, "" if it can."""
         if reason := self._disconnection():
             return reason
-        return f"fault: {self._message()}" if self.state_now == "Fault" else ""
+        return f"fault: {self._message()}" if self.fresh_state == "Fault" else ""
 
     def _disconnection(self) -> str:
         return "" if self.state.connected else f"{self.prefix} is disconnected"
@@ -138,14 +133,7 @@ class TrajectoryController(Device):
         """
         put_and_wait(self.start_index, index)
         self.start.put(1)
-        started = ("Running", "Done")
-        # both: the monitor, which whoever watches the flight looks at, may still show the state before
-        wait_until(
-            lambda: self.fresh_state in started and self.state_now in started,
-            timeout_s,
-            f"{self.name} starts",
-            fault=self.fault,
-        )
+        wait_until(lambda: self.fresh_state in ("Running", "Done"), timeout_s, f"{self.name} starts", fault=self.fault)
 
     def halt(self, timeout_s: float = 10.0) -> None:
         """Stop triggering; returns when it has stopped."""
