@@ -15,7 +15,7 @@ from ptycho_bluesky._version import __version__
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.reconstruction.forward import Scan
-from ptycho_bluesky.reconstruction.gauge import fix_gauge, orthogonal_modes
+from ptycho_bluesky.reconstruction.gauge import fix_gauge
 from ptycho_bluesky.reconstruction.options import EngineOptions, EpieOptions
 from ptycho_bluesky.reconstruction.pie import frame_errors, run_epie
 from ptycho_bluesky.reconstruction.prepare import Selection, prepare_scan, select_frames, torch_threads
@@ -92,7 +92,7 @@ def _reconstruct(
     kind = np.complex128 if options.dtype == "complex128" else np.complex64
     return Reconstruction(
         object=final.astype(kind),
-        probe=orthogonal_modes(fixed).astype(kind),
+        probe=fixed.astype(kind),
         position_m=position_m,
         frame=frame,
         error=error,

@@ -8,7 +8,8 @@ contradict each other. They are fixed so:
   origin of its frame, so that nothing is interpolated;
 - ramp: the object is flat (see `flat_ramp`), the pupil takes the rest;
 - scale: the mean of |O|² over the light is 1, and the probe carries the mean counts of a frame;
-- constant: the light-weighted mean of O has phase 0.
+- constant: the light-weighted mean of O has phase 0, and so has the mean of each mode over its amplitude;
+- modes: orthogonal, the strongest first.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ def fix_gauge(
     obj, probe = remove_ramp(obj, probe, flat_ramp(obj, light), frame)
     scale = np.sqrt(np.sum(light * np.abs(obj) ** 2) / light.sum())
     turn = np.exp(1j * np.angle(np.sum(light * obj)))
+    probe = orthogonal_modes(probe)
+    probe *= np.exp(-1j * np.angle(np.sum(probe * np.abs(probe), axis=(1, 2), keepdims=True)))
     return obj / (scale * turn), probe * scale, frame
 
 

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from known_scans import STAR, known_scan
+from typer.testing import CliRunner
+
+from ptycho_bluesky.cli.main import build_app
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.io import read_reconstruction
+
+
+@pytest.fixture(scope="module")
+def scan_file(tmp_path_factory):
+    scan = known_scan(60, 80e-9, exposure_s=2e-3)
+    path = tmp_path_factory.mktemp("scan") / "scan.npz"
+    np.savez(path, reciprocal=scan.measurement.image.astype(np.float32), position=scan.measurement.position_m)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(build_app(), ["reconstruct", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_file_to_product_and_picture(scan_file, tmp_path):
+    out = tmp_path / "out.h5"
+    result = run(scan_file, "--engine", "epie", "--out", out, "--iterations", 4, "--energy-eV", 1e4,
+                 "--distance-m", 0.9, "--detector-pixel-m", 75e-6, "--holdout", 0.1)  # fmt: skip
+    assert result.exit_code == 0
+    assert out.name in result.stdout
+    product = read_reconstruction(out)
+    assert product.engine == "epie"
+    assert len(product.error) == 4
+    assert product.error[-1] < product.error[0]
+    assert product.geometry.object_pixel_m == pytest.approx(23.2e-9, rel=0.01)
+    assert len(product.position_m) == 54
+    assert len(product.provenance["frames_held_out"]) == 6
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stated_pixel_and_no_picture(scan_file, tmp_path):
+    out = tmp_path / "out.h5"
+    result = run(scan_file, "-o", out, "--iterations", 1, "--object-pixel-m", 23.2e-9, "--limit", 40, "--no-picture")
+    assert result.exit_code == 0
+    assert len(read_reconstruction(out).position_m) == 40
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere.h5", "--out", "out.h5"], "does not exist"),
+        (["{file}", "--out", "no/such/folder/out.h5"], "writable"),
+        (["{file}", "--out", "out.h5", "--engine", "magic"], "engine"),
+        (["{file}", "--out", "out.h5", "--iterations", "0"], "iterations"),
+        (["{file}", "--out", "out.h5", "--holdout", "2"], "holdout_fraction"),
+        (["{file}", "--out", "out.h5", "--object-pixel-m", "1e-8", "--device", "abacus"], "device"),
+        (["some-run", "--out", "out.h5", "--energy-eV", "1e4"], "states its own geometry"),
+    ],
+)
+def test_bad_input_says_what_is_wrong(scan_file, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=says):
+        run(*(argument.format(file=scan_file) for argument in arguments))
+
+
+def test_unreachable_tiled_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PTYCHO_BLUESKY_TILED__URI", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9"):
+        run("some-run", "--out", tmp_path / "out.h5")
+
+
+def test_error_exit_of_the_command_itself(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ptycho_bluesky.cli.main", "reconstruct", "nowhere.h5", "--out", "out.h5"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "nowhere.h5" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not STAR.exists(), reason=f"real scan {STAR} is not there")
+def test_star_without_geometry_says_so(tmp_path):
+    out = tmp_path / "star.h5"
+    assert run(STAR, "--out", out, "--iterations", 3, "--limit", 150).exit_code == 0
+    product = read_reconstruction(out)
+    assert product.geometry is None
+    assert product.error[-1] < 0.5 * product.error[0]

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.geometry import ObjectFrame, spiral_positions_m
+from ptycho_bluesky.metrics import wrap
+from ptycho_bluesky.reconstruction import EpieOptions, reconstruct
+from ptycho_bluesky.records import Measurement, Reconstruction
+from ptycho_bluesky.simulation import Area, Experiment, SampleMap, default_geometry
+from ptycho_bluesky.training.labels import (
+    check_labels,
+    illumination_weight,
+    label_gauge,
+    make_labels,
+    root_poisson_variance,
+)
+
+GEOMETRY = default_geometry(64)
+PIXEL = GEOMETRY.object_pixel_m
+
+
+def measured(experiment, position, exposure_s=4e-3, seed=0):
+    scan = experiment.render(position, exposure_s, seed=seed)
+    n = len(position)
+    return Measurement(
+        image=scan.image,
+        position_m=position,
+        frame_index=np.arange(n) + 100,
+        unique_id=np.arange(n),
+        timestamp_s=np.full(n, np.nan),
+        i0=scan.i0,
+        geometry=GEOMETRY,
+        pixel_size_m=PIXEL,
+        run_uid="run-1",
+        metadata={"zone_plate": experiment.plate.as_dict()},
+    )
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return Experiment.default(64, SampleMap((Area("shapes", (0.0, 0.0), 5e-6, seed=3),), PIXEL))
+
+
+@pytest.fixture(scope="module")
+def measurement(experiment):
+    return measured(experiment, spiral_positions_m(300, 80e-9))
+
+
+@pytest.fixture(scope="module")
+def reconstruction(measurement):
+    return reconstruct(measurement, EpieOptions(iterations=25))
+
+
+def smooth_scene(slope=(0.0, 0.0)):
+    """A reconstruction whose object is an analytic function, phase from −4 to 4 rad: it wraps."""
+    position = np.array([[20.0, 21.0], [20.25, 21.5], [23.6, 19.9], [30.0, 30.0]]) * PIXEL
+    frame = ObjectFrame.around(position, 16, PIXEL)
+    rows, cols = np.indices(frame.shape)
+    row, col = ((v - 12.0) for v in (rows, cols))
+    phase = 4.0 * np.sin(row / 7.0) * np.cos(col / 9.0) + slope[0] * row + slope[1] * col
+    obj = (1.0 - 0.2 * np.cos(col / 5.0)) * np.exp(1j * phase)
+    axis = np.arange(16) - 8
+    probe = np.exp(-(axis[:, None] ** 2 + axis[None, :] ** 2) / 20)[None].astype(complex)
+    n = len(position)
+    nothing = np.full(n, np.nan)
+    measurement = Measurement(
+        np.ones((n, 16, 16)), position, np.arange(n), np.arange(n), nothing, nothing, None, PIXEL, run_uid="smooth"
+    )
+    result = Reconstruction(obj, probe, position, frame, np.ones(1), None, "none", {}, "smooth",
+                            {"frames_used": [0, 1, 2], "frames_held_out": [3]})  # fmt: skip
+    return result, measurement
+
+
+def test_patches_are_centred_at_sub_pixel_positions():
+    result, measurement = smooth_scene()
+    labels = make_labels(result, measurement, (9, 11))
+    obj, _, _ = label_gauge(result)
+    turn = obj[12, 12] / result.object[12, 12]
+    at = result.frame.to_px(measurement.position_m)
+    own = label_gauge(result)[0] / result.object
+    for k, (row, col) in enumerate(at):
+        y, x = row + np.arange(9) - 4 - 12.0, col + np.arange(11) - 5 - 12.0
+        y, x = y[:, None], x[None, :]
+        exact = (1.0 - 0.2 * np.cos(x / 5.0)) * np.exp(4.0j * np.sin(y / 7.0) * np.cos(x / 9.0))
+        gauge_rows = np.angle(own[1, 0] / own[0, 0]), np.angle(own[0, 1] / own[0, 0])
+        exact = exact * turn * np.exp(1j * (gauge_rows[0] * y + gauge_rows[1] * x))
+        found = labels.amplitude[k] * np.exp(1j * labels.phase_rad[k])
+        np.testing.assert_allclose(found, exact, atol=0.02)
+    assert np.ptp(labels.phase_rad) > 3.0
+
+
+def test_cubic_is_finer_than_linear():
+    result, measurement = smooth_scene()
+    fine, coarse = (make_labels(result, measurement, (9, 9), interpolation=kind) for kind in ("cubic", "linear"))
+    on_grid = np.abs(wrap(fine.phase_rad[0] - coarse.phase_rad[0])).max()
+    between = np.abs(wrap(fine.phase_rad[1] - coarse.phase_rad[1])).max()
+    assert on_grid < 1e-4
+    assert between > 10 * on_grid
+
+
+def test_labels_agree_with_the_truth(experiment, measurement, reconstruction):
+    labels = make_labels(reconstruction, measurement)
+    assert labels.phase_rad.shape == (300, 64, 64)
+    assert labels.phase_rad.dtype == labels.amplitude.dtype == np.float32
+    assert labels.frame_index.tolist() == measurement.frame_index.tolist()
+    assert labels.pixel_size_m == pytest.approx(PIXEL)
+    truth, frame = experiment.truth()
+    perfect = replace(reconstruction, object=truth, frame=frame)
+    want = make_labels(perfect, measurement)
+    lit = labels.weight >= 1.0
+    assert 0.05 < lit.mean() < 0.5
+    difference = wrap(labels.phase_rad - want.phase_rad)[:, lit]
+    # No gauge is removed per patch: only what the whole scan fixes.
+    assert np.sqrt(np.mean(difference**2)) < 0.06
+    assert np.abs(np.mean(difference)) < 0.03
+    ratio = labels.amplitude[:, lit] / want.amplitude[:, lit]
+    assert np.std(ratio) < 0.05
+
+
+def test_labels_do_not_depend_on_the_gauge_of_the_reconstruction(measurement, reconstruction):
+    rows, cols = np.indices(reconstruction.frame.shape)
+    other = replace(reconstruction, object=reconstruction.object * np.exp(1j * (2.0 + 0.11 * rows - 0.07 * cols)))
+    one, two = (make_labels(r, measurement) for r in (reconstruction, other))
+    lit = one.weight >= 1.0
+    assert np.abs(wrap(one.phase_rad - two.phase_rad)[:, lit]).max() < 2e-3
+    np.testing.assert_allclose(one.amplitude, two.amplitude, atol=5e-3)
+
+
+def test_patch_shape_and_pixel_can_be_chosen(measurement, reconstruction):
+    full = make_labels(reconstruction, measurement)
+    small = make_labels(reconstruction, measurement, (32, 24))
+    np.testing.assert_allclose(small.phase_rad, full.phase_rad[:, 16:48, 20:44], atol=1e-5)
+    assert small.weight.shape == (32, 24)
+    wide = make_labels(reconstruction, measurement, (32, 32), pixel_size_m=2 * PIXEL)
+    assert wide.pixel_size_m == pytest.approx(2 * PIXEL)
+    lit = wide.weight >= 1.0
+    same = wrap(wide.phase_rad - full.phase_rad[:, ::2, ::2])[:, lit]
+    assert np.sqrt(np.mean(same**2)) < 0.2
+    assert wide.weight.sum() == pytest.approx(full.weight.sum() / 4, rel=0.1)
+
+
+def test_labels_of_a_part_hold_only_that_part(measurement):
+    rows = np.arange(40, 160)
+    result = reconstruct(measurement, EpieOptions(iterations=2), rows=rows)
+    labels = make_labels(result, measurement)
+    assert labels.frame_index.tolist() == measurement.frame_index[rows].tolist()
+    np.testing.assert_array_equal(labels.image, measurement.image[rows])
+
+
+def test_unknown_pixel_stays_unknown(measurement):
+    px = replace(measurement, position_m=measurement.position_m / PIXEL, pixel_size_m=None, geometry=None,
+                 probe=None)  # fmt: skip
+    result = reconstruct(px, EpieOptions(iterations=1), probe=np.ones((64, 64)), rows=np.arange(30))
+    labels = make_labels(result, px)
+    assert np.isnan(labels.pixel_size_m)
+    with pytest.raises(InputError, match="pixel"):
+        make_labels(result, px, pixel_size_m=1e-8)
+
+
+def test_weight_is_a_filled_falling_disc(experiment):
+    weight = illumination_weight(experiment.probe[None], (64, 64))
+    assert weight[32, 32] == 1.0
+    assert weight[0, 0] == 0.0
+    assert (np.diff(weight[32, 32:]) <= 0).all()
+    np.testing.assert_allclose(weight[32, 33:], weight[33:, 32], atol=1e-6)
+    power = np.abs(experiment.probe) ** 2
+    assert np.sum(power * (weight > 0.5)) > 0.9 * power.sum()
+
+
+def test_good_labels_are_accepted(measurement, reconstruction):
+    check = check_labels(make_labels(reconstruction, measurement), reconstruction, measurement)
+    assert check.accepted, check.reason
+    assert check.figures["held_out_fraction"] >= 0.05
+    assert check.figures["ratio"] < 1.2
+    assert check.figures["explained"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("shuffled", lambda p: np.random.default_rng(0).permutation(p)),
+        ("transposed", lambda p: p[:, ::-1].copy()),
+        ("late by five frames", lambda p: np.roll(p, 5, axis=0)),
+    ],
+)
+def test_wrong_positions_are_rejected_with_a_reason(measurement, what, change):
+    wrong = replace(measurement, position_m=change(measurement.position_m))
+    result = reconstruct(wrong, EpieOptions(iterations=15))
+    check = check_labels(make_labels(result, wrong), result, wrong)
+    assert not check.accepted
+    assert "positions" in check.reason
+
+
+def test_positions_too_far_apart_are_rejected_by_the_ratio(experiment):
+    sparse = measured(experiment, spiral_positions_m(80, 400e-9))
+    result = reconstruct(sparse, EpieOptions(iterations=40))
+    check = check_labels(make_labels(result, sparse), result, sparse)
+    assert not check.accepted
+    assert "held-out" in check.reason
+
+
+def test_limits_are_stated(measurement, reconstruction):
+    labels = make_labels(reconstruction, measurement)
+    strict = check_labels(labels, reconstruction, measurement, max_ratio=0.5)
+    assert not strict.accepted
+    assert "times that of used ones" in strict.reason
+    broken = replace(labels, phase_rad=np.full_like(labels.phase_rad, np.nan))
+    assert not check_labels(broken, reconstruction, measurement).accepted
+
+
+def test_what_cannot_be_judged_is_refused(measurement, reconstruction):
+    labels = make_labels(reconstruction, measurement)
+    none_left_out = reconstruct(measurement, EpieOptions(iterations=1, holdout_fraction=0.0))
+    with pytest.raises(InputError, match="holdout_fraction"):
+        check_labels(labels, none_left_out, measurement)
+    with pytest.raises(InputError, match="one run"):
+        check_labels(replace(labels, run_uid="other"), reconstruction, measurement)
+    with pytest.raises(InputError, match="not in the measurement"):
+        make_labels(reconstruction, replace(measurement, frame_index=np.arange(300)))
+    with pytest.raises(InputError, match="frames_used"):
+        make_labels(replace(reconstruction, provenance={}), measurement)
+    with pytest.raises(InputError, match="patch_shape"):
+        make_labels(reconstruction, measurement, (0, 5))
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.05, 0.7, 3.0, 11.9, 12.1, 400.0])
+def test_variance_of_the_root_of_poisson_counts(mean):
+    counts = np.arange(2000)
+    probability = scipy.stats.poisson.pmf(counts, mean)
+    root = np.sum(probability * np.sqrt(counts))
+    assert root_poisson_variance(mean) == pytest.approx(mean - root**2, abs=3e-3)
