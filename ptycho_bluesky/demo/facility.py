@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ptycho_bluesky.config import Settings, load_settings
 from ptycho_bluesky.demo.display import Display
 from ptycho_bluesky.demo.processes import ProcessSet, free_ports
-from ptycho_bluesky.errors import UnreachableError
+from ptycho_bluesky.errors import InputError, UnreachableError
 
 if TYPE_CHECKING:
     from ptycho_bluesky.session import Session
@@ -209,6 +209,18 @@ class Facility:
         self.wait("the run's final mosaic", lambda: self._survive(lambda: self.store.has_final_mosaic(uid)),
                   MOSAIC_TIMEOUT_S)  # fmt: skip
         return self.store.read_mosaic(uid)
+
+    def wait_stored(self, uid: str) -> dict[str, Any]:
+        """Wait until a run is complete in Tiled and return its stop document."""
+
+        def stop_document() -> dict[str, Any] | None:
+            try:
+                return self.store.run(uid).metadata.get("stop")
+            except InputError as error:  # not written yet, or Tiled is away
+                logger.debug("%s", error)
+                return None
+
+        return self.wait("the run in Tiled", stop_document, MOSAIC_TIMEOUT_S)
 
     def wait_decision(self, uid: str) -> dict[str, Any]:
         """Wait for the worker's decision on a run, showing the stage that it is in."""

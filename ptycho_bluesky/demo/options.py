@@ -33,6 +33,6 @@ class DemoOptions(BaseModel):
     @field_validator("size")
     @classmethod
     def _size_suits_the_network(cls, value: int) -> int:
-        if value % 16 or not 32 <= value <= 512:
-            raise ValueError("the network takes frames of 32 to 512 pixels in multiples of 16")
+        if value % 16 or not 64 <= value <= 512:
+            raise ValueError("the demo takes frames of 64 to 512 pixels in multiples of 16")
         return value

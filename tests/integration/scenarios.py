@@ -22,7 +22,6 @@ from ptycho_bluesky.demo.facility import Facility, demo_settings
 
 POINTS = 400
 PERIOD_S = 0.005
-DURATION_S = POINTS * PERIOD_S
 
 
 class Scenarios:
@@ -49,10 +48,10 @@ class Scenarios:
         finally:
             self.put(name, 0)
 
-    def scan(self, during: Callable[[], None] | None = None) -> str:
+    def scan(self, during: Callable[[], None] | None = None, period_s: float = PERIOD_S) -> str:
         session = self.facility.session
         plan = session.fly_spiral(
-            num_points=POINTS, step_m=100e-9, exposure_s=0.8 * PERIOD_S, period_s=PERIOD_S, purpose="test"
+            num_points=POINTS, step_m=100e-9, exposure_s=0.8 * PERIOD_S, period_s=period_s, purpose="test"
         )
         helper = threading.Thread(target=self._after_start, args=(during,)) if during else None
         if helper:
@@ -74,7 +73,7 @@ class Scenarios:
         state = EpicsSignalRO(f"{self.facility.settings.epics.prefix}fly1:State_RBV", name="state", string=True)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if state.get(use_monitor=False) == "Running" and index.get(use_monitor=False) >= POINTS // 3:
+            if state.get(use_monitor=False) == "Running" and index.get(use_monitor=False) >= POINTS // 10:
                 action()
                 return
             time.sleep(0.02)
@@ -117,7 +116,8 @@ class Scenarios:
     def edge_starts_half_way(self) -> str:
         edge = self.facility.processes.children["edge"]
         edge.kill()
-        return self.scan(edge.start)
+        # Long enough for the edge to be up before the scan ends.
+        return self.scan(edge.start, period_s=0.06)
 
 
 NAMES = [name for name, value in vars(Scenarios).items() if name not in {"put", "fault", "scan"} and name[0] != "_"]
@@ -126,7 +126,7 @@ NAMES = [name for name, value in vars(Scenarios).items() if name not in {"put", 
 def main(folder: Path, names: list[str]) -> None:
     settings = demo_settings(folder)
     display = Display(len(names), Console(stderr=True))
-    with display, Facility(settings, folder, ["--size", "32"], display, with_worker=False) as facility:
+    with display, Facility(settings, folder, ["--size", "64"], display, with_worker=False) as facility:
         scenarios = Scenarios(facility)
         found: dict[str, Any] = {}
         for name in names:
@@ -138,9 +138,10 @@ def main(folder: Path, names: list[str]) -> None:
             log = stored.mosaic.frame_log
             found[name] = {
                 "counts": stored.counts.as_dict(),
-                "exit_status": facility.store.run(uid).metadata["stop"]["exit_status"],
+                "exit_status": facility.wait_stored(uid)["exit_status"],
                 "frame_index": log["frame_index"].tolist(),
                 "position_source": log["position_source"].tolist(),
+                "segments": len(facility.store.run(uid)["segments"]["segment_index"].read()),
                 "rows_read": len(facility.store.read_run(uid)),
             }
     sys.stdout.write(json.dumps(found) + "\n")

@@ -76,7 +76,14 @@ def test_frames_damaged_on_the_stream_are_read_from_the_file(found):
     assert counts["rejected"] == 0
 
 
+@pytest.mark.parametrize("name", ["rearmed_id_reset", "rearmed_id_not_reset"])
+def test_a_paused_scan_is_armed_again(found, name):
+    assert found[name]["segments"] == 2
+    assert found["plain"]["segments"] == 1
+
+
 def test_an_edge_that_came_late_recovers_what_it_missed(found):
     counts = found["edge_starts_half_way"]["counts"]
     assert counts["inferred"] == POINTS
-    assert counts["recovered"] > 0
+    assert counts["received"] > 0
+    assert counts["missed"] == counts["recovered"] > 0

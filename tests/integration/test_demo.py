@@ -36,7 +36,7 @@ def _left_running(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_disturbed_demo_loses_nothing(tmp_path):
     folder = tmp_path / "demo"
-    done = _demo(folder, "--scans", "4", "--points", "120", "--size", "32", "--budget", "1500", "--disturb")
+    done = _demo(folder, "--scans", "4", "--points", "120", "--size", "64", "--budget", "1500", "--disturb")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     content = json.loads((folder / "report.json").read_text())
     rows = {row["metric"]: row for row in content["rows"]}
@@ -57,7 +57,7 @@ def test_a_disturbed_demo_loses_nothing(tmp_path):
 def test_ctrl_c_stops_everything(tmp_path):
     folder = tmp_path / "demo"
     process = subprocess.Popen(
-        [sys.executable, "-m", "ptycho_bluesky.cli.main", "demo", "--out", str(folder), "--headless", "--size", "32"],
+        [sys.executable, "-m", "ptycho_bluesky.cli.main", "demo", "--out", str(folder), "--headless", "--size", "64"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
