@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.errors import InputError, UnreachableError
 from ptycho_bluesky.inference.engine import LoadedModel
 from ptycho_bluesky.inference.slot import ModelSlot
 from ptycho_bluesky.records import ModelRecord
@@ -104,6 +104,8 @@ class ModelWatcher:
             model = self._load(content, model_id)
             if self._accept is not None:
                 self._accept(model)
+        except UnreachableError:
+            raise  # says nothing about the model
         except InputError as error:
             self.refused[model_id] = str(error)
             raise
@@ -118,7 +120,11 @@ class ModelWatcher:
                     logger.info("the model store answers again")
                 self._away = False
             except InputError as error:
-                logger.error("the serving model is not taken: %s", error)
+                if not isinstance(error, UnreachableError):
+                    logger.error("the serving model is not taken: %s", error)
+                elif not self._away:
+                    logger.warning("the model in use stays: %s", error)
+                self._away = isinstance(error, UnreachableError)
             except Exception as error:  # noqa: BLE001 - the store may fail in any way; the slot keeps its model
                 if not self._away:
                     logger.warning("the model store does not answer (%s); the model in use stays", error)

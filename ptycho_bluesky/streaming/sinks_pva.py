@@ -84,6 +84,8 @@ class PvaSink:
     def close(self) -> None:
         """Stop serving."""
         with self._condition:
+            if self._stopping:
+                return
             self._stopping = True
             self._condition.notify()
         self._thread.join(5.0)

@@ -78,6 +78,8 @@ class DocumentSubscriber:
 
     def close(self, timeout_s: float = 3.0) -> None:
         """Stop listening."""
+        if self._socket.closed:
+            return
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)

@@ -137,6 +137,17 @@ def test_a_model_of_another_geometry_is_refused_until_the_geometry_changes(make_
     assert watcher.check()
 
 
+def test_a_store_that_goes_away_during_the_transfer_does_not_condemn_the_model(make_model_file):
+    store, slot = Store(), ModelSlot()
+    store.blob = make_model_file(seed=1)
+    get, store.get = store.get, lambda model_id: (_ for _ in ()).throw(UnreachableError("store", "went away"))
+    watcher = ModelWatcher(store, slot, load)
+    with pytest.raises(UnreachableError):
+        watcher.check()
+    store.get = get
+    assert watcher.check()
+
+
 def test_the_thread_survives_a_store_that_is_away(make_model_file):
     store, slot = Store(), ModelSlot()
     store.away = True

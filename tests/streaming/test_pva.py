@@ -145,7 +145,7 @@ def test_a_scan_through_pvaccess_and_out_again(publisher, epics_settings):
     with EdgeInference(settings, ModelSlot(model()), [sink], channels=[publisher.channel], closing=quick) as edge:
         queue = pva.PvObjectQueue(1000)
         monitor.qMonitor(queue, "record[queueSize=100]field()")
-        wait_for(lambda: edge.source.received >= 1)
+        wait_for(lambda: edge.source.received >= 1 and len(queue) >= 1)
         for name, doc in documents("run-pva", publisher.channel, 7, 400):
             if name == "frames":
                 publisher.publish(7, 400, 0.001)
