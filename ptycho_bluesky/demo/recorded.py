@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["RecordedDemo"]
 
 GAP_PX = 60.0
-FRAMES_TO_TRAIN = 16_000
+FRAMES_TO_TRAIN = 8_000
 """Frame-updates on the training area; some 40 s on two cores at 128 pixels."""
 
 
