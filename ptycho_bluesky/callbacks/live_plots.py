@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -15,13 +16,38 @@ from bluesky.callbacks.mpl_plotting import QtAwareCallback
 from event_model.documents import Event, EventDescriptor, EventPage, RunStart, RunStop, StreamDatum
 from numpy.typing import NDArray
 
-__all__ = ["LiveScan", "PvaImage"]
+__all__ = ["LiveScan", "PlacedImage", "PvaImage"]
 
 logger = logging.getLogger(__name__)
 
 MAX_LOAD = 0.05
 """Share of the time that drawing may take."""
 INTERACTIVE_BACKENDS = ("qt", "tk", "gtk", "wx", "macosx", "nbagg", "ipympl")
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedImage:
+    """An image and where it lies.
+
+    Attributes
+    ----------
+    image : ndarray, shape (rows, cols)
+        NaN where there is nothing.
+    origin_m : tuple of float
+        (y, x) of the centre of pixel ``[0, 0]``.
+    pixel_m : float
+    """
+
+    image: NDArray[Any]
+    origin_m: tuple[float, float] = (0.0, 0.0)
+    pixel_m: float = 1e-6
+
+    @property
+    def extent_um(self) -> tuple[float, float, float, float]:
+        """(left, right, bottom, top) in µm, rows downwards."""
+        top, left = (1e6 * (origin - self.pixel_m / 2) for origin in self.origin_m)
+        rows, cols = self.image.shape
+        return left, left + 1e6 * cols * self.pixel_m, top + 1e6 * rows * self.pixel_m, top
 
 
 class PvaImage:
@@ -50,8 +76,8 @@ class PvaImage:
         with self._lock:
             self._newest = structure
 
-    def latest(self) -> NDArray[Any] | None:
-        """Newest image (rows, cols), None before the first."""
+    def latest(self) -> PlacedImage | None:
+        """Newest image, None before the first."""
         with self._lock:
             structure = self._newest
         if structure is None:
@@ -60,7 +86,12 @@ class PvaImage:
         sizes = [int(dimension["size"]) for dimension in structure["dimension"]]
         if value is None or len(sizes) != 2:
             return None
-        return np.asarray(value).reshape(sizes[1], sizes[0])
+        image = np.asarray(value).reshape(sizes[1], sizes[0])
+        attributes = {entry["name"]: entry["value"][0].get("value") for entry in structure["attribute"]}
+        if not {"OriginY_m", "OriginX_m", "PixelSize_m"} <= set(attributes):
+            return PlacedImage(image)
+        origin = (float(attributes["OriginY_m"]), float(attributes["OriginX_m"]))
+        return PlacedImage(image, origin, float(attributes["PixelSize_m"]))
 
     def close(self) -> None:
         """Stop the monitor."""
@@ -74,8 +105,7 @@ class LiveScan(QtAwareCallback):
     Parameters
     ----------
     mosaic : callable, optional
-        Returns the newest mosaic (rows, cols), NaN where there is none, or None; `PvaImage.latest`, or a hook of an
-        edge in this process.
+        Returns the newest mosaic or None; `PvaImage.latest`, or a hook of an edge in this process.
     period_s : float
         Least time between two drawings; they take at most a twentieth of the time in all.
 
@@ -85,7 +115,7 @@ class LiveScan(QtAwareCallback):
     `bluesky.callbacks.mpl_plotting.initialize_qt_teleporter` there first (a session does).
     """
 
-    def __init__(self, mosaic: Callable[[], NDArray[Any] | None] | None = None, *, period_s: float = 0.5) -> None:
+    def __init__(self, mosaic: Callable[[], PlacedImage | None] | None = None, *, period_s: float = 0.5) -> None:
         super().__init__()
         self._mosaic = mosaic
         self.period_s = period_s
@@ -161,7 +191,9 @@ class LiveScan(QtAwareCallback):
 
         self.figure, self._axes = plt.subplots(1, 2, figsize=(11, 5), num="ptycho_bluesky live", layout="constrained")
         image_axes, scan_axes = self._axes
-        image_axes.set_title("live phase")
+        image_axes.set_title("live phase / rad")
+        image_axes.set_xlabel("x / µm")
+        image_axes.set_ylabel("y / µm")
         scan_axes.set_xlabel("x / µm")
         scan_axes.set_ylabel("y / µm")
         scan_axes.set_aspect("equal", adjustable="datalim")
@@ -194,14 +226,14 @@ class LiveScan(QtAwareCallback):
         self._next_draw_s = now + max(self.period_s, (now - begun) / MAX_LOAD)
 
     def _draw_mosaic(self) -> None:
-        image = None if self._mosaic is None else self._mosaic()
-        if image is None or not np.isfinite(image).any():
+        placed = None if self._mosaic is None else self._mosaic()
+        if placed is None or not np.isfinite(placed.image).any():
             return
-        low, high = np.nanpercentile(image, (1, 99))
-        artist = self._artists.get("mosaic")
-        if artist is None or artist.get_array().shape != image.shape:
-            if artist is not None:
-                artist.remove()
-            artist = self._artists["mosaic"] = self._axes[0].imshow(image, cmap="gray", interpolation="nearest")
+        image, artist = placed.image, self._artists.get("mosaic")
+        if artist is None:
+            artist = self._axes[0].imshow(image, cmap="gray", interpolation="nearest", extent=placed.extent_um)
+            self._artists["mosaic"] = artist
         artist.set_data(image)
+        artist.set_extent(placed.extent_um)
+        low, high = np.nanpercentile(image, (1, 99))
         artist.set_clim(low, high if high > low else low + 1e-6)

@@ -76,11 +76,12 @@ def make_session(
     run_engine = _make_run_engine(
         settings, [devices[name] for name in ("stage", "shutter", "attenuator", "energy", "i0")]
     )
-    client, raw = _connect_tiled(settings) if use_tiled else (None, None)
-    session = Session(
-        settings=settings, RE=run_engine, journal=journal, publisher=publisher, client=client, raw=raw, **devices
-    )
+    session = Session(settings=settings, RE=run_engine, journal=journal, publisher=publisher, **devices)
     session.closers.append(publisher.close)
+    store = _connect_tiled(settings) if use_tiled else None
+    if store is not None:
+        session.client, session.raw = store.root, store.raw
+        session.closers.append(store.close)
     run_engine.subscribe(journal)
     run_engine.preprocessors.append(journal.preprocessor)
     run_engine.subscribe(publisher)
@@ -157,21 +158,15 @@ def _make_run_engine(settings: Settings, baseline: list[Any]) -> RunEngine:
     return run_engine
 
 
-def _connect_tiled(settings: Settings) -> tuple[Any, Any]:
-    """Root of the catalogue and its container of runs; (None, None) when the server is away."""
-    from ptycho_bluesky.workflow.client import connect, get_child
+def _connect_tiled(settings: Settings) -> Any:
+    """Store in the Tiled catalogue; None when the server is away."""
+    from ptycho_bluesky.workflow.tiled_store import TiledStore
 
     try:
-        root = connect(settings.tiled)
-        raw = get_child(root, settings.tiled.raw)
+        return TiledStore.connect(settings.tiled)
     except InputError as error:
         logger.warning("no Tiled client in this session (c and db are None): %s", error)
-        return None, None
-    if raw is None:
-        logger.warning(
-            "Tiled holds no '%s' yet (db is None); the writer makes it with the first run", settings.tiled.raw
-        )
-    return root, raw
+        return None
 
 
 def _add_live_plot(session: Session) -> None:

@@ -11,7 +11,7 @@ from bluesky import RunEngine
 from bluesky.plans import count
 from ophyd.sim import det1
 
-from ptycho_bluesky.callbacks.live_plots import LiveScan
+from ptycho_bluesky.callbacks.live_plots import LiveScan, PlacedImage
 
 N = 40
 
@@ -37,7 +37,7 @@ def mosaic():
 
 
 def test_shows_mosaic_and_progress(mosaic, tmp_path):
-    plot = LiveScan(lambda: mosaic)
+    plot = LiveScan(lambda: PlacedImage(mosaic))
     positions = play(plot)
     shown = plot._artists["mosaic"].get_array()
     np.testing.assert_allclose(np.ma.filled(shown, np.nan), mosaic)
@@ -50,9 +50,16 @@ def test_shows_mosaic_and_progress(mosaic, tmp_path):
     assert not plt.get_fignums()
 
 
+def test_mosaic_lies_where_the_positions_are(mosaic):
+    plot = LiveScan(lambda: PlacedImage(mosaic, (1e-6, -2e-6), 10e-9))
+    play(plot)
+    assert plot._artists["mosaic"].get_extent() == pytest.approx([-2.005, -1.505, 1.295, 0.995])
+    plot.close()
+
+
 def test_second_scan_clears_the_first(mosaic):
     images = [mosaic, mosaic, mosaic, mosaic[:10]]
-    plot = LiveScan(lambda: images[0])
+    plot = LiveScan(lambda: PlacedImage(images[0]))
     play(plot)
     images[0] = mosaic[:20]
     play(plot, taken=3)
@@ -83,7 +90,7 @@ def test_failing_plot_does_not_end_a_scan(caplog):
 
 
 def test_drawing_takes_a_bounded_share_of_the_time(mosaic):
-    plot = LiveScan(lambda: mosaic, period_s=0.01)
+    plot = LiveScan(lambda: PlacedImage(mosaic), period_s=0.01)
     drawn = []
     draw = plot._draw
     plot._draw = lambda: (drawn.append(1), draw())

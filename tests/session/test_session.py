@@ -178,7 +178,10 @@ def test_live_plot_shows_the_mosaic_of_the_edge(scan_settings, scan_beamline, tm
 
     channel = f"{scan_settings.epics.prefix}EDGE:"
     mosaic = np.linspace(-1, 1, 60 * 80, dtype=np.float32).reshape(60, 80)
-    server = pvaccess.PvaServer(f"{channel}Mosaic:Image", AdImageUtility.generateNtNdArray2D(1, mosaic))
+    structure = AdImageUtility.generateNtNdArray2D(1, mosaic)
+    place = {"OriginY_m": -1e-6, "OriginX_m": 2e-6, "PixelSize_m": 10e-9}
+    structure["attribute"] = [pvaccess.NtAttribute(key, pvaccess.PvDouble(value)) for key, value in place.items()]
+    server = pvaccess.PvaServer(f"{channel}Mosaic:Image", structure)
     settings = scan_settings.model_copy(update={"data_dir": tmp_path}, deep=True)
     settings.edge.prefix = channel
     session = make_session(settings, live_plot=True, use_tiled=False)
@@ -187,6 +190,7 @@ def test_live_plot_shows_the_mosaic_of_the_edge(scan_settings, scan_beamline, tm
         wait_for(lambda: plot._mosaic() is not None, 20)
         session.RE(session.fly_spiral(num_points=200, step_m=50e-9, period_s=1e-3))
         np.testing.assert_allclose(plot._artists["mosaic"].get_array(), mosaic)
+        assert plot._artists["mosaic"].get_extent() == pytest.approx([1.995, 2.795, -0.405, -1.005])
         assert "200 of 200 frames" in plot._axes[1].get_title()
         assert len(plot._artists["taken"].get_xdata()) == 200
     finally:
