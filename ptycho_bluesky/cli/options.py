@@ -47,7 +47,7 @@ def setup(config: Path | None = None, verbose: bool = False, **flags: Any) -> Se
     )
     logging.getLogger("ptycho_bluesky").setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("simulated_iocs").setLevel(logging.DEBUG if verbose else logging.INFO)
-    for noisy in ("httpx", "caproto", "ophyd", "bluesky"):
+    for noisy in ("httpx", "caproto", "numexpr", "ophyd", "bluesky"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     settings = load_settings(config, {key.replace("__", "."): value for key, value in flags.items()})
     settings.epics.apply()

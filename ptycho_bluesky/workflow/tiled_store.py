@@ -20,16 +20,17 @@ from ptycho_bluesky.config import TiledSettings
 from ptycho_bluesky.errors import InputError, UnreachableError
 from ptycho_bluesky.geometry import Geometry, ObjectFrame
 from ptycho_bluesky.records import FrameCounts, LabelSet, Measurement, Mosaic, Reconstruction
-from ptycho_bluesky.workflow.client import (
-    connect,
-    get_child,
-    get_or_create,
-    jsonable,
-    put_array,
-    reachable,
-)
+from ptycho_bluesky.workflow.client import connect, get_child, get_or_create, jsonable, reachable
 from ptycho_bluesky.workflow.model_store import TiledModelStore
 from ptycho_bluesky.workflow.run_reading import read_measurement
+from ptycho_bluesky.workflow.tiled_arrays import (
+    geometry_content,
+    geometry_metadata,
+    put_known,
+    put_table,
+    read_table,
+    write_arrays,
+)
 
 __all__ = ["RunSummary", "StoredMosaic", "TiledStore"]
 
@@ -192,12 +193,19 @@ class TiledStore:
             if since_s is not None:
                 catalogue = catalogue.search(Comparison("ge", "start.time", since_s))
             found = [(key, node.metadata) for key, node in catalogue.items()]
-        summaries = [
-            RunSummary(key, float(metadata["start"].get("time", 0.0)), metadata["start"], metadata.get("stop"))
-            for key, metadata in found
-            if "start" in metadata
-        ]
+        summaries = [_summary(key, metadata) for key, metadata in found if "start" in metadata]
         return sorted(summaries, key=lambda run: run.time_s)
+
+    def summary(self, uid: str) -> RunSummary | None:
+        """Documents of one run, by its whole uid; None where there is no such run (now)."""
+        with reachable(self.uri):
+            node = get_child(self.raw, uid)
+        return None if node is None or "start" not in node.metadata else _summary(uid, node.metadata)
+
+    def stop_uid(self, uid: str) -> str:
+        """Uid of a run's stop document, "" while it has none."""
+        summary = self.summary(uid)
+        return "" if summary is None or not summary.stop else str(summary.stop.get("uid", ""))
 
     def read_run(
         self,
@@ -247,7 +255,7 @@ class TiledStore:
             "model_ids": list(mosaic.model_ids),
             "maps": sorted(mosaic.maps),
             "complete": complete,
-            "geometry": _geometry_metadata(geometry),
+            "geometry": geometry_metadata(geometry),
             "versions": {"ptycho_bluesky": __version__},
             "written_s": time.time(),
         }
@@ -257,9 +265,9 @@ class TiledStore:
             live = get_or_create(get_or_create(self.results, mosaic.run_uid, {"run_uid": mosaic.run_uid}), LIVE)
             present = dict(live.items())
             for name, array in arrays.items():
-                _put(live, present, name, array)
+                put_known(live, present, name, array)
             if complete:
-                _put_table(live, present, FRAME_LOG, mosaic.frame_log)
+                put_table(live, present, FRAME_LOG, mosaic.frame_log)
             # Last: who sees `complete` finds everything.
             live.replace_metadata(jsonable(content), drop_revision=True)
 
@@ -277,7 +285,7 @@ class TiledStore:
             if "phase_rad" not in nodes or "frame" not in metadata:
                 raise InputError(f"mosaic of run {uid}", "its first version is just being written", "try again")
             array = {name: np.asarray(node.read()) for name, node in nodes.items() if name != FRAME_LOG}
-            log = _read_table(nodes[FRAME_LOG]) if FRAME_LOG in nodes else {}
+            log = read_table(nodes[FRAME_LOG]) if FRAME_LOG in nodes else {}
         mosaic = Mosaic(
             phase_rad=array["phase_rad"],
             weight=array["weight"],
@@ -308,7 +316,7 @@ class TiledStore:
             "engine": reconstruction.engine,
             "options": reconstruction.options,
             "provenance": reconstruction.provenance,
-            "geometry": _geometry_metadata(reconstruction.geometry),
+            "geometry": geometry_metadata(reconstruction.geometry),
             "pixel_size_m": pixel_size_m,
             "versions": {"ptycho_bluesky": __version__},
             "complete": True,
@@ -325,7 +333,7 @@ class TiledStore:
         }
         with reachable(self.uri):
             parent = get_or_create(self.results, reconstruction.run_uid, {"run_uid": reconstruction.run_uid})
-            self._write_arrays(get_or_create(parent, RECONSTRUCTION), arrays, content)
+            write_arrays(get_or_create(parent, RECONSTRUCTION), arrays, content)
 
     def read_reconstruction(self, uid: str) -> Reconstruction:
         """Read a run's reconstruction.
@@ -348,7 +356,7 @@ class TiledStore:
         return Reconstruction(
             **array,
             frame=ObjectFrame.from_dict(metadata["frame"]),
-            geometry=Geometry.from_dict(_geometry_content(metadata["geometry"])),
+            geometry=Geometry.from_dict(geometry_content(metadata["geometry"])),
             engine=metadata["engine"],
             options=metadata["options"],
             run_uid=metadata["run_uid"],
@@ -360,7 +368,7 @@ class TiledStore:
         content = {
             "run_uid": labels.run_uid,
             "pixel_size_m": labels.pixel_size_m,
-            "geometry": _geometry_metadata(labels.geometry),
+            "geometry": geometry_metadata(labels.geometry),
             "provenance": labels.provenance,
             "versions": {"ptycho_bluesky": __version__},
             "complete": True,
@@ -374,7 +382,7 @@ class TiledStore:
             "weight": np.asarray(labels.weight, dtype=np.float32),
         }
         with reachable(self.uri):
-            self._write_arrays(get_or_create(self.labels, labels.run_uid), arrays, content)
+            write_arrays(get_or_create(self.labels, labels.run_uid), arrays, content)
 
     def read_labels(self, uid: str, measurement: Measurement | None = None) -> LabelSet:
         """Read a label set and join it with the frames of its run.
@@ -408,7 +416,7 @@ class TiledStore:
             image=np.asarray(measurement.image)[rows],
             **array,
             pixel_size_m=float("nan") if pixel is None else float(pixel),
-            geometry=Geometry.from_dict(_geometry_content(metadata["geometry"])),
+            geometry=Geometry.from_dict(geometry_content(metadata["geometry"])),
             run_uid=metadata["run_uid"],
             provenance=metadata["provenance"],
         )
@@ -455,37 +463,6 @@ class TiledStore:
             raise InputError(f"{self.settings.results}/{uid}/{name}", f"it is not in Tiled: {why}", "wait, or look")
         return node
 
-    @staticmethod
-    def _write_arrays(node: Any, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-        present = dict(node.items())
-        for name, array in arrays.items():
-            _put(node, present, name, array)
-        node.replace_metadata(jsonable(metadata), drop_revision=True)
 
-
-def _put(parent: Any, present: Mapping[str, Any], name: str, array: Any) -> None:
-    """Write one array, without a request to look for it where it is known to be absent."""
-    if name in present:
-        put_array(parent, name, array)
-    else:
-        parent.write_array(np.ascontiguousarray(array), key=name)
-
-
-def _put_table(parent: Any, present: Mapping[str, Any], name: str, columns: Mapping[str, Any]) -> None:
-    if name in present:
-        parent.delete_contents(name, recursive=True, external_only=False)
-    if columns:
-        parent.write_table({key: np.asarray(values).tolist() for key, values in columns.items()}, key=name)
-
-
-def _read_table(node: Any) -> dict[str, Any]:
-    frame = node.read()
-    return {name: frame[name].to_numpy() for name in frame.columns}
-
-
-def _geometry_metadata(geometry: Geometry | None) -> Any:
-    return "unknown" if geometry is None else geometry.as_dict()
-
-
-def _geometry_content(content: Any) -> Mapping[str, Any] | None:
-    return content if isinstance(content, Mapping) else None
+def _summary(uid: str, metadata: Mapping[str, Any]) -> RunSummary:
+    return RunSummary(uid, float(metadata["start"].get("time", 0.0)), metadata["start"], metadata.get("stop"))

@@ -19,10 +19,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -32,11 +31,12 @@ import numpy as np
 
 from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import InputError, StorageError, UnreachableError
-from ptycho_bluesky.records import ModelRecord, ModelStage
+from ptycho_bluesky.records import Measurement, ModelRecord, ModelStage
 from ptycho_bluesky.workflow.executors import make_executor, stop_executor
 from ptycho_bluesky.workflow.files import exclusive, write_bytes, write_json
 from ptycho_bluesky.workflow.measurement_file import write_measurement_file
 from ptycho_bluesky.workflow.publishing import publish
+from ptycho_bluesky.workflow.run_queue import RunQueue
 from ptycho_bluesky.workflow.run_state import RunFolder, RunState, read_stage, run_folder, run_states
 from ptycho_bluesky.workflow.stages import Job, LearningStages, Stages
 from ptycho_bluesky.workflow.tiled_store import RunSummary, TiledStore
@@ -53,6 +53,10 @@ STOP_WAIT_S = 8.0
 
 class _Stopping(Exception):  # noqa: N818 it is no error
     """The worker was asked to end."""
+
+
+class _Withdrawn(Exception):  # noqa: N818 it is no error
+    """A run is being written anew; its next stop document will be heard of."""
 
 
 @dataclass
@@ -93,10 +97,7 @@ class Worker:
         self._store: TiledStore | None = None
         self._stop = threading.Event()
         self._search = threading.Event()
-        self._noticed: queue.SimpleQueue[RunSummary] = queue.SimpleQueue()
-        self._queue: dict[str, RunSummary] = {}
-        self._settled: dict[str, str] = {}
-        self._since_s: float | None = None
+        self._runs = RunQueue(settings)
         self._unpublished: set[str] = set()
         self._current = ""
         self._stop_file = settings.worker_dir / "stop"
@@ -130,7 +131,7 @@ class Worker:
             uids = [state.uid for state in run_states(self.settings)]
             self._unpublished = {uid for uid in uids if not self._is_published(uid)}
             watch = ContainerWatch(
-                self.settings.tiled, self.settings.tiled.raw, self._on_update, self._search.set
+                self.settings.tiled, self.settings.tiled.raw, self._runs.notice, self._search.set
             ).start()
             self._search.set()
             try:
@@ -153,12 +154,12 @@ class Worker:
                 overdue = time.monotonic() - searched_s > self.settings.worker.catch_up_period_s
                 if self._search.is_set() or overdue:
                     self._search.clear()
-                    self.catch_up()
+                    self._runs.catch_up(self._connected())
                     searched_s = time.monotonic()
-                self._take_notices()
+                self._runs.take_notices(self._connected())
                 self._publish_all()
-                if self._queue:
-                    self._process(min(self._queue.values(), key=lambda run: run.time_s))
+                if (run := self._runs.next()) is not None:
+                    self._process(run)
                 elif once and not self._unpublished:
                     return
                 pause_s, told = FIRST_PAUSE_S, False
@@ -173,7 +174,7 @@ class Worker:
                 pause_s = min(2 * pause_s, LAST_PAUSE_S)
                 continue
             self._report(reachable=True)
-            if not self._queue:
+            if self._runs.next() is None:
                 self._stop.wait(POLL_S)
 
     def _connected(self) -> TiledStore:
@@ -185,60 +186,6 @@ class Worker:
         if self._store is not None:
             self._store.close()
             self._store = None
-
-    # --- which runs ---------------------------------------------------------------------------------------------------
-
-    def _on_update(self, uid: str, metadata: Mapping[str, Any]) -> None:
-        """Take a notice of the websocket, on its thread."""
-        start, stop = metadata.get("start"), metadata.get("stop")
-        if start and stop:
-            self._noticed.put(RunSummary(uid, float(start.get("time", 0.0)), start, stop))
-
-    def _take_notices(self) -> None:
-        while True:
-            try:
-                self._consider(self._noticed.get_nowait())
-            except queue.Empty:
-                return
-
-    def catch_up(self) -> None:
-        """Search Tiled for complete runs that are not yet decided on.
-
-        Raises
-        ------
-        UnreachableError
-            Tiled does not answer.
-        """
-        store = self._connected()
-        if self._since_s is None:
-            # What another worker, or this one in another folder, has decided on.
-            decided = store.read_decisions()
-            self._settled |= {uid: str(decision.get("stop_uid", "")) for uid, decision in decided.items()}
-        runs = store.runs(self._since_s)
-        for run in runs:
-            self._consider(run)
-        for state in run_states(self.settings):
-            if not state.outcome and state.uid not in self._queue:
-                # Interrupted, or to be tried again: whatever was decided before no longer counts.
-                metadata = store.run(state.uid).metadata
-                if metadata.get("stop"):
-                    self._queue[state.uid] = RunSummary(state.uid, state.time_s, metadata["start"], metadata["stop"])
-        unfinished = [run.time_s for run in runs if run.stop is None]
-        newest = max((run.time_s for run in runs), default=self._since_s or 0.0)
-        self._since_s = min([*unfinished, newest])
-
-    def _consider(self, run: RunSummary) -> None:
-        """Queue a run that is complete, ours, and not yet decided on with this stop document."""
-        if run.stop is None or not run.is_ptycho or run.uid in self._queue:
-            return
-        stop_uid = str(run.stop.get("uid", ""))
-        if self._settled.get(run.uid) == stop_uid:
-            return
-        state = run_folder(self.settings, run.uid).load()
-        if state is not None and state.outcome and state.stop_uid == stop_uid:
-            self._settled[run.uid] = stop_uid
-            return
-        self._queue[run.uid] = run
 
     # --- one run ------------------------------------------------------------------------------------------------------
 
@@ -256,6 +203,11 @@ class Worker:
         logger.info("run %s (scan %s, %s) is taken up", run.uid, state.scan_id, state.purpose)
         try:
             outcome, reason = self._learn(folder, state)
+        except _Withdrawn:
+            logger.info("run %s is being written anew in Tiled; it is left for now", run.uid)
+            self._runs.withdraw(run.uid)
+            self._current = ""
+            return
         except _Finished as end:
             outcome, reason = end.outcome, end.reason
         except (StorageError, UnreachableError):
@@ -264,8 +216,7 @@ class Worker:
             outcome, reason = "failed", f"{state.stage}: {error}"
         state.stage, state.outcome, state.reason = "", outcome, reason
         folder.save(state)
-        self._settled[run.uid] = state.stop_uid
-        self._queue.pop(run.uid, None)
+        self._runs.settle(run.uid, state.stop_uid)
         self._current = ""
         log = logger.error if outcome == "failed" else logger.info
         log("run %s: %s (%s)", run.uid, outcome, reason)
@@ -295,8 +246,7 @@ class Worker:
         if "read" in state.done and folder.measurement.exists():
             return
         begun = self._begin(folder, state, "read")
-        pixel = self.settings.geometry.object_pixel_m
-        measurement = self._connected().read_run(state.uid, object_pixel_m=pixel)
+        measurement = self._measurement(state)
         exit_status = measurement.metadata.get("exit_status")
         if len(measurement) < self.settings.worker.min_frames:
             raise _Finished(
@@ -311,6 +261,16 @@ class Worker:
             "pixel_size_m": float(f"{measurement.pixel_size_m:.4g}") if measurement.pixel_size_m else None,
         }
         self._end(folder, state, "read", begun, {"frames": len(measurement), "exit_status": exit_status})
+
+    def _measurement(self, state: RunState) -> Measurement:
+        """Read a run; one that the writer is replacing meanwhile is left alone."""
+        store = self._connected()
+        try:
+            return store.read_run(state.uid, object_pixel_m=self.settings.geometry.object_pixel_m)
+        finally:
+            # Also when it could not be read: a run that is half written may look like bad input.
+            if store.stop_uid(state.uid) != state.stop_uid:
+                raise _Withdrawn
 
     def _job(self, folder: RunFolder) -> Job:
         return Job(
@@ -466,7 +426,7 @@ class Worker:
             "process": os.getpid(),
             "tiled_reachable": reachable,
             "current": self._current,
-            "waiting": sorted(set(self._queue) - {self._current}),
+            "waiting": [uid for uid in self._runs.waiting() if uid != self._current],
             "unpublished": sorted(self._unpublished),
         }
         if content != self._reported:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
+from conftest_workflow import make_settings
 from workflow_scans import GEOMETRY, compose, make_scan, write_file
 
 from ptycho_bluesky.errors import InputError, UnreachableError
@@ -27,6 +29,7 @@ from ptycho_bluesky.records import (
     Segment,
 )
 from ptycho_bluesky.workflow.run_reading import frame_indices
+from ptycho_bluesky.workflow.server import start_server
 from ptycho_bluesky.workflow.tiled_store import TiledStore
 
 
@@ -137,8 +140,8 @@ class TestReadRun:
 
     def test_catalogue(self, store, raw_dir):
         """The catalogue behaves as databroker's users know it, beside results and models."""
-        databroker = pytest.importorskip("databroker")
-        assert databroker is not None
+        client = pytest.importorskip("databroker.client")
+        assert isinstance(store.raw, client.CatalogOfBlueskyRuns)
         scan = make_scan()
         ingest(store, scan, raw_dir / "catalogue.h5")
         run = store.raw[-1]
@@ -348,6 +351,28 @@ class TestConnection:
         with pytest.raises(UnreachableError, match=rf"127.0.0.1:{port}.*ptycho-bluesky tiled"):
             TiledStore.connect(settings.tiled)
         assert time.monotonic() - started < 5
+
+    def test_no_answer(self, settings):
+        """A server that accepts and says nothing."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            settings.tiled.uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            settings.tiled.timeout_s = 0.5
+            started = time.monotonic()
+            with pytest.raises(UnreachableError, match=r"does not answer.*tiled\.uri"):
+                TiledStore.connect(settings.tiled)
+            assert time.monotonic() - started < 5
+
+    def test_dies_while_connected(self, tmp_path):
+        settings = make_settings(tmp_path)
+        with start_server(settings) as server, TiledStore.connect(settings.tiled) as store:
+            assert server.kill() == -signal.SIGKILL
+            started = time.monotonic()
+            with pytest.raises(UnreachableError, match=settings.tiled.uri):
+                store.runs()
+            assert time.monotonic() - started < 30
+            server.start()
+            assert store.runs() == []
+            assert server.stop() == 0
 
     def test_wrong_key(self, settings):
         from pydantic import SecretStr

@@ -265,6 +265,25 @@ class TestRuns:
         assert stages.calls(scan.uid).count("reconstruct") == 2
         assert store.decision(scan.uid)["stop_uid"] == "another"
 
+    def test_run_replaced_while_it_is_read(self, quick, store, raw_dir, stages, monkeypatch):
+        scan = put_run(store, raw_dir)
+        true_read, reads = TiledStore.read_run, []
+
+        def read(self, uid, **options):
+            reads.append(uid)
+            if len(reads) == 1:
+                self.raw[uid].update_metadata({"stop": {"uid": "another", "exit_status": "success"}})
+                raise InputError("half a run", "it is being written")
+            return true_read(self, uid, **options)
+
+        monkeypatch.setattr(TiledStore, "read_run", read)
+        work_once(quick, stages)
+        work_once(quick, stages)
+        decision = store.decision(scan.uid)
+        assert decision["outcome"] == "promoted"
+        assert decision["stop_uid"] == "another"
+        assert len(reads) == 2
+
 
 class TestFailures:
     def test_repeats_a_stage(self, quick, store, raw_dir, stages, monkeypatch):
@@ -454,7 +473,7 @@ class TestProcess:
     def test_unreachable(self, tmp_path):
         settings = make_settings(tmp_path)
         with pytest.raises(UnreachableError, match="ptycho-bluesky tiled"):
-            Worker(settings).catch_up()
+            Worker(settings)._connected()
 
 
 def is_running(pid: str) -> bool:
