@@ -79,9 +79,11 @@ def _reconstruct(
 ) -> Reconstruction:
     started_s, clock = time.time(), time.perf_counter()
     selection = select_frames(measurement, options, rows)
-    start = starting_probe(measurement, options, probe=probe)
+    start = starting_probe(measurement, options, probe=probe, selection=selection)
     size = int(np.shape(measurement.image)[-1])
-    frame = ObjectFrame.around(measurement.position_m[selection.used], size, measurement.step_px_m)
+    # The object holds the windows of the held-out frames too, and stays around them when the gauge shifts it.
+    looked_at = np.concatenate([selection.used, selection.held_out])
+    frame = ObjectFrame.around(measurement.position_m[looked_at], size, measurement.step_px_m, MARGIN_PX)
     scan = prepare_scan(measurement, selection.used, frame, options)
     wave = torch.from_numpy(start.wave).to(scan.ramp_row)
     obj, modes, error = _engine(options)(scan, _starting_object(object, frame, wave), wave, options, progress)

@@ -24,6 +24,7 @@ __all__ = [
     "intensity",
     "rows_of",
     "scatter_add",
+    "scatter_add_indexed",
     "shift_ramps",
     "sum_modes",
 ]
@@ -115,6 +116,11 @@ def gather(obj: Tensor, corner: NDArray[np.int64], size_px: int) -> Tensor:
     """Windows (b, N, N) of the object (rows, cols) with pixel ``[0, 0]`` at ``corner`` (b, 2)."""
     if obj.device.type == "cpu":
         return torch.stack([obj[r : r + size_px, c : c + size_px] for r, c in corner.tolist()])
+    return gather_indexed(obj, corner, size_px)
+
+
+def gather_indexed(obj: Tensor, corner: NDArray[np.int64], size_px: int) -> Tensor:
+    """`gather` in one operation, as a GPU wants it."""
     at = torch.from_numpy(corner).to(obj.device)
     return obj.unfold(0, size_px, 1).unfold(1, size_px, 1)[at[:, 0], at[:, 1]]
 
@@ -126,7 +132,13 @@ def scatter_add(canvas: Tensor, patches: Tensor, corner: NDArray[np.int64]) -> N
         # A loop over slices adds at memory speed; index_add_ on a CPU walks one element at a time.
         for patch, (r, c) in zip(patches.unbind(0), corner.tolist(), strict=True):
             canvas[r : r + size, c : c + size] += patch
-        return
+    else:
+        scatter_add_indexed(canvas, patches, corner)
+
+
+def scatter_add_indexed(canvas: Tensor, patches: Tensor, corner: NDArray[np.int64]) -> None:
+    """`scatter_add` in one operation, as a GPU wants it."""
+    size = patches.shape[-1]
     at = torch.from_numpy(corner[:, 0] * canvas.shape[1] + corner[:, 1]).to(canvas.device)
     step = torch.arange(size, device=canvas.device)
     index = at[:, None, None] + step[:, None] * canvas.shape[1] + step

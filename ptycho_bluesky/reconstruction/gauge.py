@@ -161,7 +161,7 @@ def flat_ramp(obj: NDArray[Any], light: NDArray[Any], seed: int = 0) -> tuple[fl
     and each etched level are flat by themselves, so the slope is taken that makes the *histogram* of the phase
     sharpest: the maximum of Σ_m exp(−m²σ²)·|Σ_r exp(im(φ − k·r))|², the histogram's energy seen through a Gaussian of
     width σ, which needs no unwrapping. Since the energy has several maxima, the search starts from the best of a grid
-    of slopes about the strongest plane wave. On simulated shapes, 45 % covered, what is left on the truth is a sixth
+    of slopes about the strongest plane wave. On simulated shapes, 45 % covered, what is left on the truth is a seventh
     of what a fitted plane leaves.
     """
     lit = light > LIT_FRACTION * lit_median(light)

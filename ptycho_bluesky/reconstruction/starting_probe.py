@@ -17,7 +17,7 @@ from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.reconstruction.forward import Scan
 from ptycho_bluesky.reconstruction.options import EngineOptions, EpieOptions
 from ptycho_bluesky.reconstruction.pie import run_epie
-from ptycho_bluesky.reconstruction.prepare import mean_counts, prepare_scan, select_frames, torch_threads
+from ptycho_bluesky.reconstruction.prepare import Selection, mean_counts, prepare_scan, select_frames, torch_threads
 from ptycho_bluesky.records import Measurement
 from ptycho_bluesky.simulation.optics import ZonePlate, zone_plate_probe
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 BEAM_FRACTIONS = (0.0, 0.12, 0.24, 0.36, 0.48, 0.6)
 """Beam diameters that are tried, in units of the window."""
+SAMPLED_FRAMES = 64
+"""Frames of which the mean counts are taken."""
 TRIAL_FRAMES = 192
 TRIAL_PASSES = 3
 PUPIL_EDGE_QUANTILE = 0.95
@@ -57,6 +59,7 @@ def starting_probe(
     *,
     probe: NDArray[Any] | None = None,
     plate: ZonePlate | None = None,
+    selection: Selection | None = None,
 ) -> ProbeStart:
     """Starting probe of a measurement, from the best source that there is.
 
@@ -70,6 +73,8 @@ def starting_probe(
     plate : ZonePlate, optional
         Optics; by default ``metadata["zone_plate"]`` of the measurement, a mapping with the fields of `ZonePlate`.
         Needs the geometry.
+    selection : Selection, optional
+        The frames that may be looked at; by default `select_frames` chooses.
 
     Returns
     -------
@@ -83,11 +88,15 @@ def starting_probe(
     """
     options = options or EpieOptions()
     with torch_threads(options.threads):
-        return _starting_probe(measurement, options, probe, plate)
+        return _starting_probe(measurement, options, probe, plate, selection or select_frames(measurement, options))
 
 
 def _starting_probe(
-    measurement: Measurement, options: EngineOptions, probe: NDArray[Any] | None, plate: ZonePlate | None
+    measurement: Measurement,
+    options: EngineOptions,
+    probe: NDArray[Any] | None,
+    plate: ZonePlate | None,
+    selection: Selection,
 ) -> ProbeStart:
     wave, source = probe, "given"
     if wave is None:
@@ -97,10 +106,11 @@ def _starting_probe(
         if plate is not None and measurement.geometry is not None:
             wave, source = zone_plate_probe(plate, measurement.geometry), "zone plate"
     if wave is None:
-        wave, source = probe_from_mean_frame(measurement, options), "mean frame"
+        wave, source = probe_from_mean_frame(measurement, options, selection), "mean frame"
     modes = _checked(np.asarray(wave), int(np.shape(measurement.image)[-1]))
     modes = _with_modes(modes, options.probe_modes)
-    return ProbeStart(_scaled(modes, _sampled_counts(measurement, options)), source)
+    sample = selection.used[:: max(1, len(selection.used) // SAMPLED_FRAMES)]
+    return ProbeStart(_scaled(modes, mean_counts(_scan_of(measurement, sample, options)[0])), source)
 
 
 def _stated_plate(measurement: Measurement) -> ZonePlate | None:
@@ -140,18 +150,15 @@ def _scaled(modes: NDArray[np.complex128], counts: float) -> NDArray[np.complex6
     return (modes * np.sqrt(counts / np.sum(np.abs(modes) ** 2))).astype(np.complex64)
 
 
-def _sampled_counts(measurement: Measurement, options: EngineOptions) -> float:
-    used = select_frames(measurement, options).used
-    return mean_counts(_scan_of(measurement, used[:: max(1, len(used) // 64)], options)[0])
-
-
 def _scan_of(measurement: Measurement, rows: NDArray[np.int64], options: EngineOptions) -> tuple[Scan, ObjectFrame]:
     size = int(np.shape(measurement.image)[-1])
     frame = ObjectFrame.around(measurement.position_m[rows], size, measurement.step_px_m)
     return prepare_scan(measurement, rows, frame, options), frame
 
 
-def probe_from_mean_frame(measurement: Measurement, options: EngineOptions | None = None) -> NDArray[np.complex64]:
+def probe_from_mean_frame(
+    measurement: Measurement, options: EngineOptions | None = None, selection: Selection | None = None
+) -> NDArray[np.complex64]:
     """Find a starting probe without knowing the optics.
 
     The mean frame is nearly the intensity of the pupil; what it does not tell is the defocus, here a quadratic phase on
@@ -163,13 +170,15 @@ def probe_from_mean_frame(measurement: Measurement, options: EngineOptions | Non
     measurement : Measurement
     options : EngineOptions, optional
         For the choice of frames.
+    selection : Selection, optional
+        The frames that may be looked at; by default `select_frames` chooses.
 
     Returns
     -------
     ndarray of complex64, shape (N, N)
     """
     options = options or EpieOptions()
-    used = select_frames(measurement, options).used
+    used = (selection or select_frames(measurement, options)).used
     scan, frame = _scan_of(measurement, _patch_of_frames(measurement.position_m, used), options)
     pupil = np.sqrt(np.mean(scan.amplitude.double().square().cpu().numpy(), axis=0))
     trial = EpieOptions(

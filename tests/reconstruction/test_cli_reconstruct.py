@@ -67,6 +67,30 @@ def test_bad_input_says_what_is_wrong(scan_file, tmp_path, monkeypatch, argument
         run(*(argument.format(file=scan_file) for argument in arguments))
 
 
+def test_run_is_read_from_tiled(tmp_path, monkeypatch):
+    from ptycho_bluesky.workflow.tiled_store import TiledStore
+
+    asked = {}
+
+    class Store:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            asked["closed"] = True
+
+        def read_run(self, uid, **options):
+            asked.update(options, uid=uid)
+            return known_scan(40, 80e-9, exposure_s=2e-3).measurement
+
+    monkeypatch.setattr(TiledStore, "connect", lambda settings: Store())
+    out = tmp_path / "run.h5"
+    result = run("0a1b2c", "--out", out, "--iterations", 2, "--no-picture", "--limit", 40)
+    assert result.exit_code == 0
+    assert asked == {"uid": "0a1b2c", "object_pixel_m": None, "limit": 40, "closed": True}
+    assert len(read_reconstruction(out).error) == 2
+
+
 def test_unreachable_tiled_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PTYCHO_BLUESKY_TILED__URI", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9"):

@@ -10,7 +10,7 @@ from known_scans import known_scan, with_plate
 from ptycho_bluesky.config import ReconstructSettings
 from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.reconstruction import EpieOptions, reconstruct, starting_probe
-from ptycho_bluesky.reconstruction.forward import gather, scatter_add
+from ptycho_bluesky.reconstruction.forward import gather, gather_indexed, scatter_add, scatter_add_indexed
 from ptycho_bluesky.reconstruction.options import EngineOptions
 from ptycho_bluesky.reconstruction.pictures import draw
 from ptycho_bluesky.reconstruction.prepare import select_frames
@@ -106,12 +106,17 @@ def test_held_out_frames_lie_inside_the_scan():
     assert set(other.held_out.tolist()) != set(selection.held_out.tolist())
 
 
-def test_scatter_is_the_adjoint_of_gather():
+@pytest.mark.parametrize(
+    ("gather", "scatter_add"), [(gather, scatter_add), (gather_indexed, scatter_add_indexed)], ids=["loop", "indexed"]
+)
+def test_scatter_is_the_adjoint_of_gather(gather, scatter_add):
     rng = np.random.default_rng(0)
     obj, patches = (
         torch.from_numpy(rng.standard_normal(s) + 1j * rng.standard_normal(s)) for s in ((30, 25), (6, 8, 8))
     )
     corner = rng.integers(0, 17, (6, 2))
+    row, col = corner[2].tolist()
+    torch.testing.assert_close(gather(obj, corner, 8)[2], obj[row : row + 8, col : col + 8])
     canvas = torch.zeros_like(obj)
     scatter_add(canvas, patches, corner)
     one = torch.vdot(gather(obj, corner, 8).reshape(-1), patches.reshape(-1))
@@ -154,3 +159,14 @@ def test_picture_is_drawn(noisy_scan, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(StorageError, match="picture"):
         draw(result, tmp_path / "nowhere" / "picture.png")
+
+
+def test_starting_probe_looks_at_the_chosen_rows_only(noisy_scan):
+    rows = np.arange(0, 120)
+    image = noisy_scan.measurement.image.copy()
+    image[120:] = image[120:, ::-1, ::-1] // 3
+    other = replace(noisy_scan.measurement, image=image)
+    options = EpieOptions(iterations=1, holdout_fraction=0.0)
+    one, two = (reconstruct(m, options, rows=rows) for m in (noisy_scan.measurement, other))
+    np.testing.assert_array_equal(one.object, two.object)
+    np.testing.assert_array_equal(one.probe, two.probe)
