@@ -112,8 +112,8 @@ def rows(result: DemoResult) -> list[Row]:
     if result.fixed:
         out += _ssim_rows("final", result.fixed[-1].ssim, FINAL_TARGET)
     if len(result.fixed) > 2:
-        rise = spearmanr([p.number for p in result.fixed], [p.ssim.ssim for p in result.fixed])
-        out.append(Row("ssim_fixed_spearman", "1", "higher", float(rise[0]), target=RISE_TARGET))
+        rise: Any = spearmanr([p.number for p in result.fixed], [p.ssim.ssim for p in result.fixed])
+        out.append(Row("ssim_fixed_spearman", "1", "higher", float(rise.statistic), target=RISE_TARGET))
     out += _heldout_rows(result.heldout)
     out += _count_rows(scan.counts for scan in result.scans)
     out += [Row(f"stage_{name}_s", "s", "lower", float(seconds)) for name, seconds in result.stage_s.items()]

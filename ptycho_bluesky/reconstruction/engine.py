@@ -26,6 +26,8 @@ __all__ = ["Progress", "frame_misfit", "reconstruct"]
 
 Progress = Callable[[int, int, float], None]
 """Called with (passes done, passes in all, error)."""
+MARGIN_PX = 8
+"""Pixels of the object around the outermost windows."""
 
 
 def reconstruct(
@@ -47,8 +49,8 @@ def reconstruct(
     probe : ndarray of complex, shape (N, N) or (modes, N, N), optional
         Starting probe; by default `starting_probe` looks for one.
     object : ndarray of complex, shape (rows, cols), optional
-        Starting object on ``ObjectFrame.around(position_m, N, pixel)`` of the frames used, from which the frame of the
-        result differs by a fraction of a pixel; 1 by default.
+        Starting object on ``ObjectFrame.around(position_m, N, pixel, MARGIN_PX)`` of the frames used and held out, from
+        which the frame of the result differs by a fraction of a pixel; 1 by default.
     rows : array-like of int or bool, optional
         Rows of the measurement to use, e.g. those of one area.
     progress : callable, optional

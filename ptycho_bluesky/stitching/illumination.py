@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.ndimage
 import scipy.signal
@@ -12,7 +14,7 @@ from ptycho_bluesky.geometry import ObjectFrame
 __all__ = ["illumination", "sample_at"]
 
 
-def illumination(probe: NDArray, position_m: ArrayLike, frame: ObjectFrame) -> NDArray[np.float32]:
+def illumination(probe: NDArray[Any], position_m: ArrayLike, frame: ObjectFrame) -> NDArray[np.float32]:
     """Sum over a scan's positions of the probe's intensity.
 
     Parameters
@@ -35,8 +37,8 @@ def illumination(probe: NDArray, position_m: ArrayLike, frame: ObjectFrame) -> N
     position_m = np.asarray(position_m, dtype=np.float64).reshape(-1, 2)
     index = np.rint(frame.to_px(position_m[np.isfinite(position_m).all(axis=1)])).astype(np.int64)
     index = index[((index >= 0) & (index < frame.shape)).all(axis=1)]
-    hits = np.zeros(frame.shape, dtype=np.float64)
-    np.add.at(hits, (index[:, 0], index[:, 1]), 1.0)
+    pixel = np.ravel_multi_index((index[:, 0], index[:, 1]), frame.shape)
+    hits = np.bincount(pixel, minlength=frame.shape[0] * frame.shape[1]).reshape(frame.shape).astype(np.float64)
     intensity = (np.abs(np.asarray(probe).reshape(-1, *probe.shape[-2:])) ** 2).sum(axis=0)
     full = scipy.signal.fftconvolve(hits, intensity)
     rows, cols = (size // 2 for size in intensity.shape)
@@ -44,7 +46,7 @@ def illumination(probe: NDArray, position_m: ArrayLike, frame: ObjectFrame) -> N
     return np.maximum(lit, 0.0).astype(np.float32)
 
 
-def sample_at(values: NDArray, source: ObjectFrame, target: ObjectFrame) -> NDArray:
+def sample_at(values: NDArray[Any], source: ObjectFrame, target: ObjectFrame) -> NDArray[Any]:
     """Values of one canvas at the pixels of another, by cubic splines; complex values part by part.
 
     Parameters
@@ -65,9 +67,9 @@ def sample_at(values: NDArray, source: ObjectFrame, target: ObjectFrame) -> NDAr
     on_grid = np.abs(grid - np.rint(grid)).max() < 1e-6
     order = 0 if on_grid else 3
 
-    def pick(part: NDArray) -> NDArray:
+    def pick(part: NDArray[Any]) -> NDArray[Any]:
         return scipy.ndimage.map_coordinates(part, grid, order=order, mode="nearest")
 
     if np.iscomplexobj(values):
-        return pick(np.ascontiguousarray(values.real)) + 1j * pick(np.ascontiguousarray(values.imag))
+        return pick(np.real(values).copy()) + 1j * pick(np.imag(values).copy())
     return pick(values)
