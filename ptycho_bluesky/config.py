@@ -127,7 +127,11 @@ class EdgeSettings(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of the torch engine; auto: bfloat16 where the processor computes in it."
     )
-    num_threads: int = Field(default=2, ge=1)
+    num_threads: int = Field(
+        default=1,
+        ge=1,
+        description="CPU threads; more only pays on idle cores: waiting threads spin, ten times slower.",
+    )
     batch_size: int = Field(default=8, ge=1)
     deadline_s: float = Field(
         default=0.02, gt=0, description="A batch leaves at the latest this long after its first frame."
@@ -164,7 +168,11 @@ class TrainSettings(_Section):
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=7e-4, gt=0)
     seed: int = 0
-    num_threads: int = Field(default=2, ge=1)
+    num_threads: int = Field(
+        default=1,
+        ge=1,
+        description="CPU threads; more only pays on idle cores: waiting threads spin, ten times slower.",
+    )
 
 
 class WorkerSettings(_Section):

@@ -22,7 +22,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Report folder, new or empty; by default ptycho_demo_<time> here.")
     ] = None,
-    scans: Annotated[int, typer.Option(help="Scans of random shapes before the scan of letters.")] = 9,
+    scans: Annotated[int, typer.Option(help="Scans of random shapes before the scan of letters.")] = 7,
     size: Annotated[int, typer.Option(help="Rows and columns of a frame, a multiple of 16.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of sample, noise, weights and batches.")] = 0,
     recorded: Annotated[

@@ -18,7 +18,7 @@ class DemoOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     out: Path
-    scans: int = Field(default=9, ge=1, le=60, description="Scans of random shapes before the scan of letters.")
+    scans: int = Field(default=7, ge=1, le=60, description="Scans of random shapes before the scan of letters.")
     size: int = Field(default=64, description="Rows and columns of a frame.")
     seed: int = Field(default=0, ge=0, description="Seed of sample, noise, weights and batches.")
     keep: bool = Field(default=False, description="Leave the Tiled server running until Ctrl-C.")

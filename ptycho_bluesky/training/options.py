@@ -34,7 +34,7 @@ class TrainOptions(BaseModel):
         default=2400, ge=0, description="Frame-updates over which the served weights are averaged; 0 serves the last."
     )
     seed: int = 0
-    num_threads: int = Field(default=2, ge=1)
+    num_threads: int = Field(default=1, ge=1)
     new_fraction: float = Field(
         default=0.0, ge=0, le=1, description="Part of each batch that is drawn from the new scans alone."
     )

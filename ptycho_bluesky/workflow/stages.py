@@ -64,7 +64,7 @@ class Job:
     @property
     def num_threads(self) -> int:
         """Threads that a stage may use."""
-        return int(self.train.get("num_threads", 2))
+        return int(self.train.get("num_threads", 1))
 
 
 class Stages(Protocol):
