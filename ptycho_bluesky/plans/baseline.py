@@ -41,6 +41,8 @@ def baseline_wrapper(
 
     def after(message: Msg) -> Generator[Msg, Any, Any]:
         yield from attempt(bps.trigger_and_read(devices, name=name), "reading the baseline")
+        # a pause behind close_run would repeat the reading, without a run
+        yield from attempt(bps.checkpoint(), "checkpoint")
         return (yield message)
 
     def mutate(message: Msg) -> tuple[Any, Any]:
