@@ -1,6 +1,3 @@
-"""What there is, and a clean end."""
+"""What there is."""
 
-import atexit
-
-atexit.register(session.close)  # noqa: F821
 print(banner(session))  # noqa: F821, T201

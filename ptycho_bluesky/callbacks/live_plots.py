@@ -69,7 +69,6 @@ class PvaImage:
         self._lock = threading.Lock()
         self._newest: Any = None
         self._monitor: Any = pvaccess.Channel(channel, pvaccess.PVA)
-        self._monitor.setConnectionCallback(lambda connected: logger.debug("%s connected: %s", channel, connected))
         self._monitor.monitor(self._keep)
 
     def _keep(self, structure: Any) -> None:
@@ -129,6 +128,10 @@ class LiveScan(QtAwareCallback):
         self._planned = np.empty((0, 2))
         self._total = 0
         self._taken = 0
+
+    def follow(self, mosaic: Callable[[], PlacedImage | None]) -> None:
+        """Show another mosaic from now on, e.g. that of an edge in this process."""
+        self._mosaic = mosaic
 
     def start(self, doc: RunStart) -> None:
         """Open the figure with the first run, clear it with every other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -78,6 +79,8 @@ def make_session(
     )
     session = Session(settings=settings, RE=run_engine, journal=journal, publisher=publisher, **devices)
     session.closers.append(publisher.close)
+    # pvAccess threads that call Python while it is being torn down abort the process
+    atexit.register(session.close)
     store = _connect_tiled(settings) if use_tiled else None
     if store is not None:
         session.client, session.raw = store.root, store.raw

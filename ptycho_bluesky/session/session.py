@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -144,3 +145,4 @@ class Session:
             except Exception:  # boundary: the rest is closed all the same
                 logger.exception("closing the session")
         self.closers.clear()
+        atexit.unregister(self.close)

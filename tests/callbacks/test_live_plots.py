@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from beamline_process import wait_for
 from bluesky import RunEngine
 from bluesky.plans import count
 from ophyd.sim import det1
 
-from ptycho_bluesky.callbacks.live_plots import LiveScan, PlacedImage
+from ptycho_bluesky.callbacks.live_plots import LiveScan, PlacedImage, PvaImage
 
 N = 40
 
@@ -100,3 +104,41 @@ def test_drawing_takes_a_bounded_share_of_the_time(mosaic):
         plot("stream_datum", {"uid": f"s/{stop}", "descriptor": "p", "indices": {"start": 0, "stop": stop}})
     assert len(drawn) - before <= 1
     plot.close()
+
+
+def test_follows_another_mosaic(mosaic):
+    plot = LiveScan(lambda: None)
+    plot.follow(lambda: PlacedImage(mosaic))
+    play(plot)
+    assert plot._artists["mosaic"].get_array().shape == mosaic.shape
+    plot.close()
+
+
+def test_channel_that_comes_late_and_goes_away(epics_settings):
+    """The edge may start behind the session and may be restarted."""
+    channel = f"{epics_settings.prefix}LATE:Image"
+    image = PvaImage(channel)
+    try:
+        assert image.latest() is None
+        for value in (1.0, 2.0):
+            with publishing(channel, value):
+                wait_for(lambda value=value: image.latest() is not None and image.latest().image[0, 0] == value, 30)
+                assert image.latest().image.shape == (3, 4)
+    finally:
+        image.close()
+
+
+@contextmanager
+def publishing(channel, value):
+    """A server of one image, in a process of its own."""
+    code = (
+        "import sys, time, numpy, pvaccess; from pvapy.utility.adImageUtility import AdImageUtility;"
+        f"image = AdImageUtility.generateNtNdArray2D(1, numpy.full((3, 4), {value}, numpy.float32));"
+        f"server = pvaccess.PvaServer({channel!r}, image); time.sleep(120)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait(10)
