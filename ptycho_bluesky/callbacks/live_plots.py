@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +16,7 @@ from bluesky.callbacks.mpl_plotting import QtAwareCallback
 from event_model.documents import Event, EventDescriptor, EventPage, RunStart, RunStop, StreamDatum
 from numpy.typing import NDArray
 
-__all__ = ["LiveScan", "PlacedImage", "PvaImage"]
+__all__ = ["EdgePictures", "LiveScan", "PlacedImage", "PvaImage"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,21 @@ class PlacedImage:
     origin_m : tuple of float
         (y, x) of the centre of pixel ``[0, 0]``.
     pixel_m : float
+    run_uid : str
+        Run that it belongs to, "" if it is not said.
+    title : str
     """
 
     image: NDArray[Any]
     origin_m: tuple[float, float] = (0.0, 0.0)
     pixel_m: float = 1e-6
+    run_uid: str = ""
+    title: str = "live phase / rad"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to see: nothing covered, or the single pixel served before the first run."""
+        return self.image.size < 2 or not np.isfinite(self.image).any()
 
     @property
     def extent_um(self) -> tuple[float, float, float, float]:
@@ -87,14 +97,41 @@ class PvaImage:
             return None
         image = np.asarray(value).reshape(sizes[1], sizes[0])
         attributes = {entry["name"]: entry["value"][0].get("value") for entry in structure["attribute"]}
+        run_uid = str(attributes.get("RunUid", ""))
         if not {"OriginY_m", "OriginX_m", "PixelSize_m"} <= set(attributes):
-            return PlacedImage(image)
+            return PlacedImage(image, run_uid=run_uid)
         origin = (float(attributes["OriginY_m"]), float(attributes["OriginX_m"]))
-        return PlacedImage(image, origin, float(attributes["PixelSize_m"]))
+        return PlacedImage(image, origin, float(attributes["PixelSize_m"]), run_uid)
 
     def close(self) -> None:
         """Stop the monitor."""
         self._monitor.stopMonitor()
+
+
+class EdgePictures:
+    """What an edge shows of a run: its phase once a model reads frames, the bright field before.
+
+    Parameters
+    ----------
+    prefix : str
+        Of the edge's process variables.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._phase = PvaImage(f"{prefix}Mosaic:Image")
+        self._bright = PvaImage(f"{prefix}Mosaic:BrightField")
+
+    def latest(self) -> PlacedImage | None:
+        """Newest picture, None before the first."""
+        phase, bright = self._phase.latest(), self._bright.latest()
+        if phase is not None and not phase.is_empty and (bright is None or phase.run_uid == bright.run_uid):
+            return phase
+        return None if bright is None or bright.is_empty else replace(bright, title="bright field / counts")
+
+    def close(self) -> None:
+        """Stop the monitors."""
+        self._phase.close()
+        self._bright.close()
 
 
 @make_class_safe(logger=logger)
@@ -104,7 +141,7 @@ class LiveScan(QtAwareCallback):
     Parameters
     ----------
     mosaic : callable, optional
-        Returns the newest mosaic or None; `PvaImage.latest`, or a hook of an edge in this process.
+        Returns the newest mosaic or None; `EdgePictures.latest`, or a hook of an edge in this process.
     period_s : float
         Least time between two drawings; they take at most a twentieth of the time in all.
 
@@ -194,7 +231,6 @@ class LiveScan(QtAwareCallback):
 
         self.figure, self._axes = plt.subplots(1, 2, figsize=(11, 5), num="ptycho_bluesky live", layout="constrained")
         image_axes, scan_axes = self._axes
-        image_axes.set_title("live phase / rad")
         image_axes.set_xlabel("x / µm")
         image_axes.set_ylabel("y / µm")
         scan_axes.set_xlabel("x / µm")
@@ -230,7 +266,7 @@ class LiveScan(QtAwareCallback):
 
     def _draw_mosaic(self) -> None:
         placed = None if self._mosaic is None else self._mosaic()
-        if placed is None or not np.isfinite(placed.image).any():
+        if placed is None or placed.is_empty:
             return
         image, artist = placed.image, self._artists.get("mosaic")
         if artist is None:
@@ -238,5 +274,6 @@ class LiveScan(QtAwareCallback):
             self._artists["mosaic"] = artist
         artist.set_data(image)
         artist.set_extent(placed.extent_um)
+        self._axes[0].set_title(placed.title)
         low, high = np.nanpercentile(image, (1, 99))
         artist.set_clim(low, high if high > low else low + 1e-6)

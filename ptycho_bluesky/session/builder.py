@@ -180,15 +180,15 @@ def _add_live_plot(session: Session) -> None:
         import matplotlib
         from bluesky.callbacks.mpl_plotting import initialize_qt_teleporter
 
-        from ptycho_bluesky.callbacks.live_plots import LiveScan, PvaImage
+        from ptycho_bluesky.callbacks.live_plots import EdgePictures, LiveScan
 
         if "qt" in matplotlib.get_backend().lower() and threading.current_thread() is threading.main_thread():
             initialize_qt_teleporter()
-        mosaic = PvaImage(f"{session.settings.edge.prefix}Mosaic:Image")
-        plot = LiveScan(mosaic.latest)
+        pictures = EdgePictures(session.settings.edge.prefix)
+        plot = LiveScan(pictures.latest)
     except Exception:  # boundary: no display, no backend, no pvAccess
         logger.exception("no live plot in this session; the scan does not need it")
         return
     session.live_plot = plot
-    session.closers += [mosaic.close, plot.close]
+    session.closers += [pictures.close, plot.close]
     session.RE.subscribe(plot)

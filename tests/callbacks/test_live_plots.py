@@ -15,7 +15,7 @@ from bluesky import RunEngine
 from bluesky.plans import count
 from ophyd.sim import det1
 
-from ptycho_bluesky.callbacks.live_plots import LiveScan, PlacedImage, PvaImage
+from ptycho_bluesky.callbacks.live_plots import EdgePictures, LiveScan, PlacedImage, PvaImage
 
 N = 40
 
@@ -104,6 +104,27 @@ def test_drawing_takes_a_bounded_share_of_the_time(mosaic):
         plot("stream_datum", {"uid": f"s/{stop}", "descriptor": "p", "indices": {"start": 0, "stop": stop}})
     assert len(drawn) - before <= 1
     plot.close()
+
+
+@pytest.mark.parametrize(
+    ("phase", "bright", "title"),
+    [
+        (None, None, None),
+        (None, PlacedImage(np.ones((3, 4))), "bright field"),
+        (PlacedImage(np.zeros((1, 1))), PlacedImage(np.ones((3, 4)), run_uid="a"), "bright field"),
+        (PlacedImage(np.full((3, 4), np.nan), run_uid="a"), PlacedImage(np.ones((3, 4)), run_uid="a"), "bright field"),
+        (PlacedImage(np.ones((3, 4)), run_uid="a"), PlacedImage(np.ones((3, 4)), run_uid="a"), "live phase"),
+        (PlacedImage(np.ones((3, 4)), run_uid="old"), PlacedImage(np.ones((3, 4)), run_uid="a"), "bright field"),
+        (PlacedImage(np.ones((3, 4)), run_uid="a"), PlacedImage(np.zeros((1, 1)), run_uid="a"), "live phase"),
+    ],
+)
+def test_bright_field_until_there_is_a_phase(epics_settings, phase, bright, title):
+    pictures = EdgePictures(f"{epics_settings.prefix}NOBODY:")
+    pictures.close()
+    pictures._phase.latest = lambda: phase
+    pictures._bright.latest = lambda: bright
+    newest = pictures.latest()
+    assert newest is None if title is None else newest.title.startswith(title)
 
 
 def test_follows_another_mosaic(mosaic):
