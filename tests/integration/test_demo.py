@@ -13,8 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.timeout(900)
 
-def _demo(folder: Path, *options: str, timeout_s: float = 290) -> subprocess.CompletedProcess[str]:
+
+def _demo(folder: Path, *options: str, timeout_s: float = 840) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ptycho_bluesky.cli.main", "demo", "--out", str(folder), "--headless", *options],
         capture_output=True,
