@@ -126,7 +126,10 @@ class EdgePictures:
         phase, bright = self._phase.latest(), self._bright.latest()
         if phase is not None and not phase.is_empty and (bright is None or phase.run_uid == bright.run_uid):
             return phase
-        return None if bright is None or bright.is_empty else replace(bright, title="bright field / counts")
+        if bright is None or bright.is_empty:
+            return None
+        seen = np.where(bright.image > 0, bright.image, np.nan)  # the grey scale is that of what was seen
+        return replace(bright, image=seen, title="bright field / counts")
 
     def close(self) -> None:
         """Stop the monitors."""

@@ -6,26 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bluesky import plan_stubs as bps
-from bluesky import preprocessors as bpp
 from bluesky.protocols import Readable
 from bluesky.utils import MsgGenerator, short_uid
 from numpy.typing import ArrayLike
 
 from ptycho_bluesky.devices import PtychoFlyer, SampleStage, Shutter, Trajectory, connect
-from ptycho_bluesky.plans.baseline import baseline_wrapper
 from ptycho_bluesky.plans.points import ScanPoints, listed_points, spiral_points
+from ptycho_bluesky.plans.run import ptycho_run
 from ptycho_bluesky.plans.start import start_metadata
-from ptycho_bluesky.plans.stubs import (
-    PauseGuard,
-    attempt,
-    clean_up_done,
-    declare,
-    emit,
-    end_segment,
-    register,
-    set_shutter,
-    unwrap_failure,
-)
+from ptycho_bluesky.plans.stubs import PauseGuard, emit, end_segment, set_shutter
 
 __all__ = ["fly_ptycho", "fly_spiral_ptycho"]
 
@@ -216,35 +205,21 @@ def _fly(
     )
     guard = PauseGuard(flyer.halt_motion, stage, shutter, reopen=False)
 
-    @bpp.run_decorator(md=metadata)
-    def run() -> MsgGenerator[None]:
-        yield from declare(detector)
-        # annotated for Readable alone, collectable devices are what it is for with collect=True
-        yield from bps.declare_stream(flyer, name="primary", collect=True)  # pyright: ignore[reportArgumentType]
-        yield from bps.checkpoint()
-        yield from emit(flyer.planned)
-        # unwrapped in here as well: the stop document states the reason
-        yield from unwrap_failure(
-            bpp.finalize_wrapper(_segments(flyer, stage, points, shutter, guard, flush_period_s), clean_up)
+    return (
+        yield from ptycho_run(
+            flyer,
+            trajectory,
+            detector,
+            # annotated for Readable alone, collectable devices are what it is for with collect=True
+            declare_primary=lambda: bps.declare_stream(flyer, name="primary", collect=True),  # pyright: ignore[reportArgumentType]
+            body=lambda: _segments(flyer, stage, points, shutter, guard, flush_period_s),
+            collect=lambda: bps.collect(flyer, name="primary"),
+            guard=guard,
+            shutter=shutter,
+            baseline=baseline,
+            metadata=metadata,
         )
-
-    def clean_up() -> MsgGenerator[None]:
-        guard.replay_allowed = False
-        yield from attempt(bps.sleep(0), "")  # a status that failed meanwhile strikes here, not in a step below
-        yield from attempt(bps.stop(flyer), "stopping the trajectory")
-        yield from attempt(set_shutter(shutter, "closed"), "closing the shutter")
-        yield from attempt(end_segment(detector, lambda: bps.collect(flyer, name="primary")), "ending the segment")
-        yield from attempt(bps.trigger(detector.closing, wait=True), "closing the file")
-        yield from attempt(clean_up_done(guard), "checkpoint")
-
-    def scan() -> MsgGenerator[Any]:
-        yield from register(guard)
-        yield from bps.checkpoint()
-        yield from bps.prepare(flyer, trajectory, wait=True)
-        return (yield from baseline_wrapper(run(), baseline))
-
-    staged = [flyer] if shutter is None else [flyer, shutter]
-    return (yield from unwrap_failure(bpp.stage_wrapper(scan(), staged)))
+    )
 
 
 def _segments(

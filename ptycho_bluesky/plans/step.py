@@ -6,27 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bluesky import plan_stubs as bps
-from bluesky import preprocessors as bpp
 from bluesky.protocols import Readable
 from bluesky.utils import MsgGenerator
 from numpy.typing import ArrayLike
 
 from ptycho_bluesky.devices import Acquisition, PtychoDetector, SampleStage, Shutter, connect
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.plans.baseline import baseline_wrapper
 from ptycho_bluesky.plans.points import ScanPoints, listed_points, spiral_points
+from ptycho_bluesky.plans.run import ptycho_run
 from ptycho_bluesky.plans.start import start_metadata
-from ptycho_bluesky.plans.stubs import (
-    PauseGuard,
-    attempt,
-    clean_up_done,
-    declare,
-    emit,
-    end_segment,
-    register,
-    set_shutter,
-    unwrap_failure,
-)
+from ptycho_bluesky.plans.stubs import PauseGuard, emit, set_shutter
 
 __all__ = ["spiral_ptycho", "step_ptycho"]
 
@@ -190,32 +179,21 @@ def _step(
     acquisition = Acquisition(len(points), exposure_s, exposure_s, external=False)
     guard = PauseGuard(detector.finish_exposure, stage, shutter, reopen=True)
 
-    @bpp.run_decorator(md=metadata)
-    def run() -> MsgGenerator[None]:
-        detector.planned.put(planned_y_m=points.position_m[:, 0], planned_x_m=points.position_m[:, 1])
-        yield from declare(detector)
-        yield from bps.declare_stream(detector, *stage.axes, name="primary")
-        yield from bps.checkpoint()
-        yield from emit(detector.planned)
-        # unwrapped in here as well: the stop document states the reason
-        yield from unwrap_failure(bpp.finalize_wrapper(_expose_all(detector, stage, points, shutter, guard), clean_up))
-
-    def clean_up() -> MsgGenerator[None]:
-        guard.replay_allowed = False
-        yield from attempt(bps.sleep(0), "")  # a status that failed meanwhile strikes here, not in a step below
-        yield from attempt(set_shutter(shutter, "closed"), "closing the shutter")
-        yield from attempt(end_segment(detector, bps.null), "ending the segment")
-        yield from attempt(bps.trigger(detector.closing, wait=True), "closing the file")
-        yield from attempt(clean_up_done(guard), "checkpoint")
-
-    def scan() -> MsgGenerator[Any]:
-        yield from register(guard)
-        yield from bps.checkpoint()
-        yield from bps.prepare(detector, acquisition, wait=True)
-        return (yield from baseline_wrapper(run(), baseline))
-
-    staged = [detector] if shutter is None else [detector, shutter]
-    return (yield from unwrap_failure(bpp.stage_wrapper(scan(), staged)))
+    detector.planned.put(planned_y_m=points.position_m[:, 0], planned_x_m=points.position_m[:, 1])
+    return (
+        yield from ptycho_run(
+            detector,
+            acquisition,
+            detector,
+            declare_primary=lambda: bps.declare_stream(detector, *stage.axes, name="primary"),
+            body=lambda: _expose_all(detector, stage, points, shutter, guard),
+            collect=bps.null,
+            guard=guard,
+            shutter=shutter,
+            baseline=baseline,
+            metadata=metadata,
+        )
+    )
 
 
 def _expose_all(
