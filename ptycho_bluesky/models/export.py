@@ -50,6 +50,9 @@ __all__ = [
 ]
 
 
+OFFSET_NAME = "preprocessing.offset"
+
+
 class _GraphWriter:
     """Writes a chain of torch layers as ONNX nodes; one method a kind of layer."""
 
@@ -72,6 +75,9 @@ class _GraphWriter:
         if preprocessing.sqrt:
             self.node("Relu", [self.value])
             self.node("Sqrt", [self.value])
+        if preprocessing.offset is not None:
+            offset = np.asarray(preprocessing.offset, dtype=np.float32)[None, None]
+            self.node("Sub", [self.value, self.constant(OFFSET_NAME, offset)])
         scale = self.constant("preprocessing.scale", np.array(preprocessing.scale, dtype=np.float32))
         self.node("Mul", [self.value, scale])
 
@@ -127,7 +133,7 @@ def to_onnx(
     count_scale_default : float
         ``count_scale`` for frames like those of the training; stored in the manifest.
     preprocessing : Preprocessing or mapping
-        ``{"sqrt": bool, "scale": float}``; it becomes part of the graph.
+        ``{"sqrt": bool, "scale": float}``, or with an offset; it becomes part of the graph.
     manifest : mapping
         JSON-able content for the file's metadata (architecture, pixel size, training runs, …).
 
@@ -146,6 +152,8 @@ def to_onnx(
         raise InputError(f"network of type {type(module).__name__}", "PtychoNN 2.0 is what can be exported")
     if not isinstance(preprocessing, Preprocessing):
         preprocessing = Preprocessing.from_dict(preprocessing or {})
+    if preprocessing.offset is not None and preprocessing.offset.shape != tuple(image_shape):
+        raise InputError(f"offset of shape {preprocessing.offset.shape}", f"frames have {tuple(image_shape)}")
     writer = _GraphWriter()
     writer.preprocess(preprocessing)
     for part_name, part in (("encoder", module.encoder), ("decoder2", module.decoder2)):
@@ -222,16 +230,15 @@ def from_onnx(blob: bytes) -> tuple[PhaseReader, dict[str, Any]]:
     if not manifest.get("architecture"):
         raise InputError("model file without the name of an architecture", "only graphs of ours turn back into torch")
     network = build(manifest["architecture"])
-    weights = {
-        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
-        for tensor in model.graph.initializer
-        if tensor.name in network.state_dict()
-    }
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = {name: torch.from_numpy(arrays[name].copy()) for name in network.state_dict().keys() & arrays.keys()}
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise InputError(f"weights of the model file: {error}", "they must fit the architecture exactly") from error
-    return PhaseReader(network, Preprocessing.from_dict(manifest["preprocessing"])).eval(), manifest
+    offset = arrays.get(OFFSET_NAME)
+    preprocessing = Preprocessing.from_dict(manifest["preprocessing"], None if offset is None else offset[0, 0])
+    return PhaseReader(network, preprocessing).eval(), manifest
 
 
 def wrap_published(path: Path | str, image_shape: tuple[int, int], manifest: Mapping[str, Any] | None = None) -> bytes:

@@ -117,7 +117,7 @@ def wrap_bare_onnx(path: Path, image_shape: tuple[int, int], manifest: Mapping[s
         "image_shape": list(image_shape),
         "patch_shape": patch_shape,
         "count_scale": 1.0,
-        "preprocessing": {"sqrt": False, "scale": 1.0},
+        "preprocessing": {"sqrt": False, "scale": 1.0, "offset": False},
     }
     set_manifest(model, content)
     blob = model.SerializeToString(deterministic=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ptycho_bluesky.errors import InputError
@@ -17,34 +18,43 @@ __all__ = ["PhaseReader", "Preprocessing"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From canonical counts to the input of the network: ``scale · sqrt(count_scale · counts)``, or without the root.
+    """From canonical counts to the input of the network: ``scale · (sqrt(count_scale · counts) − offset)``.
 
     Attributes
     ----------
     sqrt : bool
         Take the square root, which makes photon noise the same everywhere and compresses the range.
     scale : float
-        Factor after the root, so that the network sees values around 1.
+        Factor at the end, so that the network sees values around 1.
+    offset : ndarray of float32, shape (H, W), or None
+        The mean frame (after the root). A zone plate's ring is the same in every frame and much brighter than what the
+        sample changes in it; taken away, the network need not learn to look past it (three times fewer frame-updates to
+        the same loss). None takes nothing away.
     """
 
     sqrt: bool = True
     scale: float = 1.0
+    offset: NDArray[np.float32] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        if self.offset is not None and (np.ndim(self.offset) != 2 or not np.isfinite(self.offset).all()):
+            raise InputError(f"preprocessing offset of shape {np.shape(self.offset)}", "it must be (H, W) and finite")
         if not np.isfinite(self.scale) or self.scale <= 0:
             raise InputError(f"preprocessing scale = {self.scale}", "it must be positive and finite")
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Preprocessing:
-        """Inverse of `as_dict`; unknown keys are refused, because they would change what the network sees."""
+    def from_dict(cls, content: Mapping[str, Any], offset: NDArray[np.float32] | None = None) -> Preprocessing:
+        """Inverse of `as_dict`, given the offset; unknown keys are refused: they would change what the network sees."""
         unknown = set(content) - set(cls.__dataclass_fields__)
         if unknown:
             raise InputError(f"preprocessing {sorted(unknown)}", f"known keys are {sorted(cls.__dataclass_fields__)}")
-        return cls(bool(content.get("sqrt", True)), float(content.get("scale", 1.0)))
+        if bool(content.get("offset", False)) != (offset is not None):
+            raise InputError("preprocessing with an offset that is missing, or not stated", "the two belong together")
+        return cls(bool(content.get("sqrt", True)), float(content.get("scale", 1.0)), offset)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
+        """JSON-able form; of the offset only whether there is one."""
+        return {"sqrt": self.sqrt, "scale": self.scale, "offset": self.offset is not None}
 
 
 class PhaseReader(nn.Module):
@@ -57,16 +67,23 @@ class PhaseReader(nn.Module):
     preprocessing : Preprocessing
     """
 
+    offset: Tensor | None
+
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.network = network
         self.preprocessing = preprocessing
+        offset = None if preprocessing.offset is None else torch.from_numpy(np.array(preprocessing.offset, np.float32))
+        # not persistent: the state dict stays that of the published network
+        self.register_buffer("offset", None if offset is None else offset[None, None], persistent=False)
 
     def prepare(self, counts: Tensor, count_scale: float | Tensor = 1.0) -> Tensor:
         """Preprocess counts (n, 1, H, W); counts below zero (dark-subtracted frames) read as zero under the root."""
         value = counts * count_scale
         if self.preprocessing.sqrt:
             value = torch.sqrt(torch.clamp_min(value, 0.0))
+        if self.offset is not None:
+            value = value - self.offset
         return value * self.preprocessing.scale
 
     def forward(self, counts: Tensor, count_scale: float | Tensor = 1.0) -> Tensor:

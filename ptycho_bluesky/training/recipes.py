@@ -25,6 +25,9 @@ WARM_UP_STEPS = 100
 """Steps over which the learning rate rises, while Adam's second moments settle."""
 RATE_FLOOR = 0.1
 """Part of the peak under which the learning rate does not fall."""
+ADAM_BETAS = (0.9, 0.95)
+"""A short memory of squared gradients: in the first thousands of steps, while the network leaves the constant answer,
+they change by orders of magnitude."""
 PUBLISHED_BATCH = 64
 PUBLISHED_RATES = (1e-4, 5e-4)
 PUBLISHED_HALF_CYCLE_EPOCHS = 6
@@ -54,6 +57,10 @@ class Plan:
         Frame-updates of all ancestors.
     decay_frames : float
         Frame-updates, ancestors' included, after which the learning rate has fallen to 1/√2 of the peak.
+    betas : tuple of float
+        Of Adam.
+    clip_norm : float
+        Norm to which a larger gradient is shortened.
     """
 
     num_steps: int
@@ -67,6 +74,8 @@ class Plan:
     average_steps: float = 0.0
     past_frames: int = 0
     decay_frames: float = math.inf
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = math.inf
 
 
 def make_plan(
@@ -111,6 +120,8 @@ def make_plan(
         average_steps=options.average_frames / options.batch_size,
         past_frames=past_frames,
         decay_frames=options.decay_frames,
+        betas=ADAM_BETAS,
+        clip_norm=options.clip_norm or math.inf,
     )
 
 
@@ -132,8 +143,10 @@ def learning_rate(plan: Plan, step: int) -> float:
 
 
 def start_preprocessing(recipe: str, arrays: TrainingArrays) -> Preprocessing:
-    """Preprocessing of a network without a parent: √counts scaled to a root mean square of 1, or raw counts."""
+    """Preprocessing of a network without a parent: √counts less their mean, of root mean square 1; or raw counts."""
     if recipe == "published":
         return Preprocessing(sqrt=False, scale=1.0)
-    mean_counts = float(np.mean(np.asarray(arrays.image[:: max(1, len(arrays) // 500)], dtype=np.float64)))
-    return Preprocessing(sqrt=True, scale=1.0 / math.sqrt(max(mean_counts, 1e-12)))
+    root = np.sqrt(np.maximum(arrays.image, 0).astype(np.float32))
+    offset = root.mean(axis=0)
+    spread = float(np.sqrt(np.mean((root - offset) ** 2, dtype=np.float64)))
+    return Preprocessing(sqrt=True, scale=1.0 / max(spread, 1e-6), offset=offset)

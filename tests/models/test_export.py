@@ -63,6 +63,28 @@ def test_parity_check_sees_a_different_network(blob):
     assert parity_rad(blob, PhaseReader(PtychoNN2(), Preprocessing(True, 0.1)), (64, 64), 0.5) > 0.01
 
 
+def test_a_mean_frame_is_taken_away_inside_the_graph(network):
+    offset = np.random.default_rng(0).random((64, 64)).astype(np.float32) * 3
+    preprocessing = Preprocessing(True, 0.5, offset)
+    blob = to_onnx(network, (64, 64), 1.0, preprocessing)
+    counts = np.random.default_rng(1).poisson(30, (2, 1, 64, 64)).astype(np.float32)
+    with torch.no_grad():
+        expected = network(0.5 * (torch.sqrt(torch.from_numpy(counts)) - torch.from_numpy(offset))).numpy()
+    np.testing.assert_allclose(run(blob, counts, 1.0), expected, atol=PARITY_RAD)
+    reader, manifest = from_onnx(blob)
+    assert manifest["preprocessing"] == {"sqrt": True, "scale": 0.5, "offset": True}
+    np.testing.assert_array_equal(reader.preprocessing.offset, offset)
+    assert reader.state_dict().keys() == {f"network.{key}" for key in network.state_dict()}
+    with torch.no_grad():
+        np.testing.assert_allclose(reader(torch.from_numpy(counts)).numpy(), expected, atol=1e-6)
+    with pytest.raises(InputError, match="offset of shape"):
+        to_onnx(network, (32, 32), 1.0, preprocessing)
+    with pytest.raises(InputError, match="finite"):
+        Preprocessing(True, 1.0, offset * np.nan)
+    with pytest.raises(InputError, match="belong together"):
+        Preprocessing.from_dict(manifest["preprocessing"])
+
+
 @pytest.mark.parametrize("shape", [(60, 64), (0, 64), (64,)])
 def test_shapes_that_do_not_fit_are_refused(network, shape):
     with pytest.raises(InputError, match="multiples of 16"):

@@ -54,7 +54,7 @@ def test_published_weights_read_the_real_frames(shared_data):
     assert torch.isfinite(phase).all()
     assert phase.std() > 1e-3
     reader, manifest = from_onnx(wrap_published(shared_data / "ptychonn2_26id_phase.pth", (128, 128)))
-    assert manifest["preprocessing"] == {"sqrt": False, "scale": 1.0}
+    assert manifest["preprocessing"] == {"sqrt": False, "scale": 1.0, "offset": False}
     with torch.no_grad():
         torch.testing.assert_close(reader(torch.from_numpy(frames)[:, None]), phase)
 

@@ -92,7 +92,7 @@ def test_published_recipe_is_what_was_published(labels_a, reserved):
     options = QUICK.model_copy(update={"recipe": "published", "epochs": 2})
     result = train([labels_a], options, validation=reserved)
     reader, manifest = from_onnx(result.content)
-    assert reader.preprocessing.as_dict() == {"sqrt": False, "scale": 1.0}
+    assert reader.preprocessing.as_dict() == {"sqrt": False, "scale": 1.0, "offset": False}
     assert manifest["symmetry"] == ["identity"]
     assert result.frame_updates == 2 * 64
     plan = make_plan(options.model_copy(update={"epochs": 50}), 6400, 1, labels_a.weight)
