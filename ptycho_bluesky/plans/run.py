@@ -63,7 +63,7 @@ def ptycho_run(
 
     Notes
     -----
-    Whatever ends the body (success, an abort, a fault of the hardware, a full disk), then in this order: exposures are
+    Whatever ends the body (success, an abort, a fault of the hardware, a full disk), in this order: exposures are
     stopped, the shutter is closed, the ``segment_ends`` event is out, the file is closed, the run is closed. A step
     that fails is logged and the next one is taken all the same.
     """
