@@ -31,7 +31,7 @@ class TrainOptions(BaseModel):
         default=40_000, gt=0, description="Frame-updates of the lineage after which the rate has fallen to 1/√2."
     )
     clip_norm: float = Field(
-        default=0.5, ge=0, description="Norm to which a larger gradient is shortened; 0 leaves it."
+        default=0.0, ge=0, description="Norm to which a larger gradient is shortened; 0 leaves it."
     )
     average_frames: int = Field(
         default=2400, ge=0, description="Frame-updates over which the served weights are averaged; 0 serves the last."
