@@ -37,7 +37,7 @@ def illumination(probe: NDArray[Any], position_m: ArrayLike, frame: ObjectFrame)
     position_m = np.asarray(position_m, dtype=np.float64).reshape(-1, 2)
     index = np.rint(frame.to_px(position_m[np.isfinite(position_m).all(axis=1)])).astype(np.int64)
     index = index[((index >= 0) & (index < frame.shape)).all(axis=1)]
-    pixel = np.ravel_multi_index((index[:, 0], index[:, 1]), frame.shape)
+    pixel = index[:, 0] * frame.shape[1] + index[:, 1]
     hits = np.bincount(pixel, minlength=frame.shape[0] * frame.shape[1]).reshape(frame.shape).astype(np.float64)
     intensity = (np.abs(np.asarray(probe).reshape(-1, *probe.shape[-2:])) ** 2).sum(axis=0)
     full = scipy.signal.fftconvolve(hits, intensity)
