@@ -164,7 +164,7 @@ class TrainSettings(_Section):
 
     architecture: str = "ptychonn2"
     recipe: Literal["default", "published"] = "default"
-    frames_per_scan: int = Field(default=13_000, ge=1, description="Budget: frame-updates spent for each new scan.")
+    frames_per_scan: int = Field(default=10_000, ge=1, description="Budget: frame-updates spent for each new scan.")
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=7e-4, gt=0)
     seed: int = 0

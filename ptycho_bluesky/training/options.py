@@ -22,7 +22,7 @@ class TrainOptions(BaseModel):
 
     architecture: str = "ptychonn2"
     recipe: Literal["default", "published"] = "default"
-    frames_per_scan: int = Field(default=13_000, ge=1, description="Frame-updates spent for each new scan.")
+    frames_per_scan: int = Field(default=10_000, ge=1, description="Frame-updates spent for each new scan.")
     batch_size: int = Field(
         default=8, ge=1, description="Frames in an optimiser step; small batches learn most a frame."
     )

@@ -132,7 +132,7 @@ def test_options_name_the_key():
     with pytest.raises(InputError, match="batch_size"):
         TrainOptions.create(batch_size=0)
     options = TrainOptions.from_settings(TrainSettings(learning_rate=3e-4), augment="off")
-    assert (options.learning_rate, options.augment, options.frames_per_scan) == (3e-4, "off", 13_000)
+    assert (options.learning_rate, options.augment, options.frames_per_scan) == (3e-4, "off", 10_000)
 
 
 def test_every_epoch_shows_every_frame_once(labels_a, labels_b):
