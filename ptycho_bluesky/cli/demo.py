@@ -62,6 +62,8 @@ def command(
         first = error.errors()[0]
         raise InputError(f"--{first['loc'][0]} = {first['input']!r}: {first['msg']}") from error
     signal.signal(signal.SIGTERM, _interrupt)
+    # A job that a shell started in the background inherits an ignored SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console()
     try:
         page = run_demo(options, console)
