@@ -7,10 +7,16 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ptycho_bluesky.config import EpicsSettings
 
 pytest_plugins = ["beamline_fixtures"]
+
+# The same examples on every machine; HYPOTHESIS_PROFILE=explore draws new ones, to look for what they miss.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 def find_free_ports(count: int) -> list[int]:

@@ -38,7 +38,8 @@ def test_layers_hold():
 
 
 def test_types_check():
-    _run(_tool("pyright"))
+    # The interpreter is named: pyright would otherwise ask the first `python` of PATH for the libraries.
+    _run(_tool("pyright"), "--pythonpath", sys.executable)
 
 
 def test_documentation_builds_without_a_warning(tmp_path):

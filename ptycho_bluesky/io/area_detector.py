@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.io.hdf5 import dataset, float_attribute, open_file, read_string
+from ptycho_bluesky.io.units import real_numbers
 
 __all__ = [
     "BEAM",
@@ -210,7 +211,7 @@ def read_columns(file: h5py.File, rows: slice) -> tuple[dict[str, NDArray[Any]],
         Which of the rows were written; the others are left out of the columns.
     """
     unique_id = np.asarray(dataset(file, UNIQUE_ID)[rows], dtype=np.int64)
-    column = {name: np.asarray(dataset(file, path)[rows], dtype=np.float64) for name, path in COLUMNS.items()}
+    column = {name: real_numbers(dataset(file, path)[rows], path) for name, path in COLUMNS.items()}
     content = {
         "unique_id": unique_id,
         "timestamp_s": column["timestamp_s"],

@@ -15,7 +15,7 @@ from ptycho_bluesky.io.area_detector import COLUMNS, FRAMES, UNIQUE_ID, num_rows
 from ptycho_bluesky.io.assemble import RawScan, StatedGeometry
 from ptycho_bluesky.io.frames import FramesOnDemand, canonical_frames, square_window
 from ptycho_bluesky.io.hdf5 import dataset, has_dataset, is_unclosed, open_file, read_string
-from ptycho_bluesky.io.units import length_factor_m
+from ptycho_bluesky.io.units import length_factor_m, real_numbers
 
 __all__ = ["read_area_detector"]
 
@@ -114,9 +114,7 @@ def _named_positions_m(file: h5py.File, names: tuple[str, str]) -> NDArray[np.fl
         item = dataset(file, name)
         if "units" not in item.attrs:
             raise InputError(f"{name} without units", "units are never guessed", "set its attribute 'units'")
-        columns.append(
-            np.asarray(item[()], dtype=np.float64).ravel() * length_factor_m(read_string(item.attrs["units"]), name)
-        )
+        columns.append(real_numbers(item[()], name).ravel() * length_factor_m(read_string(item.attrs["units"]), name))
     if len(columns[0]) != len(columns[1]):
         raise InputError(f"{len(columns[0])} y and {len(columns[1])} x positions", "every frame has both")
     return np.stack(columns, axis=1)

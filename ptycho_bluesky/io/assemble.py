@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry
+from ptycho_bluesky.io.units import real_numbers
 from ptycho_bluesky.records import Measurement
 
 __all__ = ["RawScan", "StatedGeometry", "assemble", "scaled_probe"]
@@ -123,7 +124,7 @@ def assemble(raw: RawScan, stated: StatedGeometry, run_uid: str) -> Measurement:
     if image.ndim != 3 or image.shape[1] != image.shape[2]:
         raise InputError(f"frames of shape {image.shape}", "a scan is a stack of square images (n, N, N)")
     num_frames, num_px = image.shape[0], image.shape[-1]
-    position = np.asarray(raw.position, dtype=np.float64)
+    position = real_numbers(raw.position, "positions")
     if position.ndim != 2 or position.shape[1] != 2:
         raise InputError(f"positions of shape {position.shape}", "a position is (y, x), one row a frame")
     if len(position) < num_frames:

@@ -13,7 +13,7 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.io.assemble import RawScan, StatedGeometry, scaled_probe
 from ptycho_bluesky.io.frames import FramesOnDemand, canonical_frames, square_window
 from ptycho_bluesky.io.hdf5 import dataset, has_dataset, open_file, read_scalar, read_string
-from ptycho_bluesky.io.units import energy_factor_ev, length_factor_m
+from ptycho_bluesky.io.units import energy_factor_ev, length_factor_m, real_numbers
 
 __all__ = ["is_cxi", "read_cxi"]
 
@@ -117,14 +117,14 @@ def _positions_m(file: h5py.File) -> NDArray[np.float64]:
     for path in TRANSLATION:
         if has_dataset(file, path):
             item = dataset(file, path)
-            xyz = np.asarray(item[()], dtype=np.float64) * _factor_m(item)
+            xyz = real_numbers(item[()], path) * _factor_m(item)
             if xyz.ndim != 2 or xyz.shape[1] not in (2, 3):
                 raise InputError(f"{path} of shape {xyz.shape}", "a translation is (n, 3): x, y, z")
             return xyz[:, [1, 0]]
     motors = file.get(MOTORS)
     if isinstance(motors, h5py.Group) and has_dataset(motors, "x") and has_dataset(motors, "y"):
         y, x = (dataset(motors, axis) for axis in ("y", "x"))
-        columns = [np.asarray(item[()], dtype=np.float64).ravel() * _factor_m(item) for item in (y, x)]
+        columns = [real_numbers(item[()], str(item.name)).ravel() * _factor_m(item) for item in (y, x)]
         if len(columns[0]) != len(columns[1]):
             raise InputError(f"{len(columns[0])} y and {len(columns[1])} x positions", "every frame has both")
         return np.stack(columns, axis=1)
@@ -174,6 +174,8 @@ def _mask(file: h5py.File, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
     if not has_dataset(file, MASK):
         return None
     bits = np.asarray(dataset(file, MASK)[()])
+    if bits.dtype.kind not in "uib":
+        raise InputError(f"{MASK} of type {bits.dtype}", "a mask holds whole numbers, bits that say what is wrong")
     bits = bits[0] if bits.ndim == 3 else bits
     if bits.shape != shape:
         raise InputError(f"{MASK} of shape {bits.shape}", f"frames are {shape}")

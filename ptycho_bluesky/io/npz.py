@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.fourier import fftshift
 from ptycho_bluesky.io.assemble import RawScan, StatedGeometry, scaled_probe
+from ptycho_bluesky.io.units import real_numbers
 
 __all__ = ["read_npz"]
 
@@ -88,7 +89,7 @@ def _limited(array: NDArray[Any], limit: int | None) -> NDArray[Any]:
 
 def _read_tike(archive: Any, limit: int | None) -> RawScan:
     image = fftshift(_limited(_stack(archive["data"], 2, "'data'"), limit))
-    corner_px = _limited(_stack(archive["scan"], 1, "'scan'"), limit).astype(np.float64)
+    corner_px = real_numbers(_limited(_stack(archive["scan"], 1, "'scan'"), limit), "'scan'")
     probe = scaled_probe(archive["probe"], image) if "probe" in archive.files else None
     # The corner of a window lies N//2 pixels above and left of the probe's centre.
     position = corner_px + image.shape[-1] // 2
@@ -102,5 +103,8 @@ def _read_ptychonn(archive: Any, limit: int | None) -> RawScan:
     position = _limited(_stack(archive["position"], 1, "'position'"), limit)
     stated = StatedGeometry()
     if "pixelsize" in archive.files:
-        stated = StatedGeometry(object_pixel_m=float(np.asarray(archive["pixelsize"]).ravel()[0]))
-    return RawScan(image, position.astype(np.float64), "m", stated=stated, metadata={"format": "PtychoNN npz"})
+        pixel_m = real_numbers(archive["pixelsize"], "'pixelsize'").ravel()
+        if not pixel_m.size:
+            raise InputError("an empty 'pixelsize'", "it is the object's pixel in m", "check the archive")
+        stated = StatedGeometry(object_pixel_m=float(pixel_m[0]))
+    return RawScan(image, real_numbers(position, "'position'"), "m", stated=stated, metadata={"format": "PtychoNN npz"})

@@ -18,6 +18,7 @@ from ptycho_bluesky.geometry import Geometry, ObjectFrame
 from ptycho_bluesky.io.hdf5 import dataset, has_dataset, open_file, read_string
 from ptycho_bluesky.io.inference_file import InferenceWriter, StoredInference, read_inference
 from ptycho_bluesky.io.storage import UNKNOWN, read_geometry, replacing, to_json, write_geometry
+from ptycho_bluesky.io.units import real_numbers
 from ptycho_bluesky.records import Reconstruction
 
 __all__ = [
@@ -123,12 +124,12 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         probe = np.asarray(item[()])
         probe = (probe[0] if probe.ndim == 4 else probe).reshape(-1, *probe.shape[-2:])
         if has_dataset(file, "position_px"):
-            position = np.asarray(dataset(file, "position_px")[()], dtype=np.float64)
+            position = real_numbers(dataset(file, "position_px")[()], "position_px")
         else:
             names = ("probe_position_y_m", "probe_position_x_m")
-            position = np.stack([np.asarray(dataset(file, n)[()], dtype=np.float64) for n in names], axis=1)
+            position = np.stack([real_numbers(dataset(file, n)[()], n) for n in names], axis=1)
         losses = "loss_values" if has_dataset(file, "loss_values") else "costs"
-        error = np.asarray(dataset(file, losses)[()], dtype=np.float64) if has_dataset(file, losses) else np.zeros(0)
+        error = real_numbers(dataset(file, losses)[()], losses) if has_dataset(file, losses) else np.zeros(0)
         own = file.get("ptycho_bluesky")
         if isinstance(own, h5py.Group):
             text = {

@@ -1,10 +1,15 @@
-"""Units of numbers in files: read from their attribute, never guessed from their size."""
+"""Numbers in files and their units: read from their attribute, never guessed from their size."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["ELECTRON_VOLT_J", "energy_factor_ev", "length_factor_m"]
+__all__ = ["ELECTRON_VOLT_J", "energy_factor_ev", "length_factor_m", "real_numbers"]
 
 ELECTRON_VOLT_J = 1.602176634e-19
 """One electron volt in joule (SI 2019)."""
@@ -45,3 +50,17 @@ def energy_factor_ev(unit: str, what: str) -> float:
     if factor is None:
         raise InputError(f"{what} in {unit!r}", "known units of energy are eV, keV, MeV and J")
     return factor
+
+
+def real_numbers(values: Any, what: str) -> NDArray[np.float64]:
+    """Numbers of a file as float64.
+
+    Raises
+    ------
+    InputError
+        They are complex, text or records; ``what`` names them.
+    """
+    array = np.asarray(values)
+    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+        raise InputError(f"{what} of type {array.dtype}", "they are real numbers", "check what the file holds there")
+    return array.astype(np.float64)

@@ -38,7 +38,7 @@ def outcome(content: bytes, name: str):
 
 
 @given(arrays=st.dictionaries(NAMES, ARRAYS, max_size=5))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_archive_is_read_or_refused(arrays):
     stream = io.BytesIO()
     np.savez(stream, **arrays)
@@ -46,7 +46,7 @@ def test_any_archive_is_read_or_refused(arrays):
 
 
 @given(content=st.binary(max_size=200), name=st.sampled_from(["scan.npz", "scan.npz.bz2", "scan.h5", "scan.cxi"]))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_bytes_are_refused_clearly(content, name):
     assert outcome(content, name) is None
 
@@ -66,11 +66,12 @@ def test_damaged_files_are_read_or_refused(cut, flip):
     frames=ARRAYS,
     translation=ARRAYS,
     energy=st.one_of(st.none(), ARRAYS),
+    mask=st.one_of(st.none(), ARRAYS),
     distance=st.one_of(st.none(), st.floats()),
     unit=st.sampled_from(["m", "mm", "furlong", ""]),
 )
-@settings(max_examples=80, deadline=None)
-def test_any_cxi_content_is_read_or_refused(frames, translation, energy, distance, unit):
+@settings(max_examples=200, deadline=None)
+def test_any_cxi_content_is_read_or_refused(frames, translation, energy, mask, distance, unit):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.cxi"
         with h5py.File(path, "w") as file:
@@ -79,6 +80,8 @@ def test_any_cxi_content_is_read_or_refused(frames, translation, energy, distanc
             file["/entry_1/data_1/translation"].attrs["units"] = unit
             if energy is not None:
                 file["/entry_1/instrument_1/source_1/energy"] = energy
+            if mask is not None:
+                file["/entry_1/instrument_1/detector_1/mask"] = mask
             if distance is not None:
                 file["/entry_1/instrument_1/detector_1/distance"] = distance
             file["/entry_1/instrument_1/detector_1/x_pixel_size"] = 75e-6
