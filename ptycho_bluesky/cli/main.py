@@ -26,6 +26,7 @@ COMMANDS: tuple[str, ...] = (
     "train",
     "replay",
     "models",
+    "bench",
 )
 """Subcommands in the order of ``--help``; each is the function ``command`` of the module of that name beside this."""
 
