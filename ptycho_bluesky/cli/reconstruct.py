@@ -8,34 +8,39 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ptycho_bluesky.cli.options import ConfigOption, DataDirOption, VerboseOption, setup
+from ptycho_bluesky.cli.scan_source import (
+    DetectorPixelOption,
+    DistanceOption,
+    EnergyOption,
+    LimitOption,
+    ObjectPixelOption,
+    SourceArgument,
+    check_output,
+    read_scan,
+)
 
 if TYPE_CHECKING:
-    from ptycho_bluesky.config import Settings
-    from ptycho_bluesky.records import Measurement
+    from rich.console import Console
+
+    from ptycho_bluesky.reconstruction import EpieOptions
+    from ptycho_bluesky.records import Measurement, Reconstruction
 
 __all__ = ["command"]
 
 
 def command(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="FILE|RUN", help="CXI, NeXus/HDF5 or .npz[.bz2] file, or the uid of a run in Tiled."),
-    ],
+    source: SourceArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Product to write (HDF5, ptychodus layout).")],
     engine: Annotated[str | None, typer.Option(help="Engine: epie.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Passes over all frames.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Frames of one simultaneous update.")] = None,
     probe_modes: Annotated[int | None, typer.Option(help="Incoherent modes of the probe.")] = None,
     holdout: Annotated[float, typer.Option(help="Part of the frames left out for validation, 0 to 0.5.")] = 0.0,
-    energy_ev: Annotated[
-        float | None, typer.Option("--energy-eV", help="Photon energy, where the file does not state it.")
-    ] = None,
-    distance_m: Annotated[float | None, typer.Option("--distance-m", help="Sample to detector.")] = None,
-    detector_pixel_m: Annotated[float | None, typer.Option("--detector-pixel-m", help="Pitch of the detector.")] = None,
-    object_pixel_m: Annotated[
-        float | None, typer.Option("--object-pixel-m", help="Pixel at the sample, instead of the three above.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first frames only.")] = None,
+    energy_ev: EnergyOption = None,
+    distance_m: DistanceOption = None,
+    detector_pixel_m: DetectorPixelOption = None,
+    object_pixel_m: ObjectPixelOption = None,
+    limit: LimitOption = None,
     seed: Annotated[int | None, typer.Option(help="Of the frames' order and of what is left out.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; more than one only on idle cores, 0: torch decides.")] = 1,
@@ -63,30 +68,22 @@ def command(
         reconstruct__seed=seed,
     )
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ptycho_bluesky.io import write_reconstruction
-    from ptycho_bluesky.reconstruction import EpieOptions, reconstruct
+    from ptycho_bluesky.reconstruction import EpieOptions
     from ptycho_bluesky.reconstruction.pictures import draw
 
     options = EpieOptions.from_settings(settings.reconstruct, holdout_fraction=holdout, device=device, threads=threads)
-    _check_folder(out)
+    check_output(out)
     stated = {
         "energy_eV": energy_ev,
         "distance_m": distance_m,
         "detector_pixel_m": detector_pixel_m,
         "object_pixel_m": object_pixel_m,
     }
-    measurement = _read(source, settings, stated, limit)
+    measurement = read_scan(source, settings, stated, limit)
     console = Console(stderr=True)
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("error {task.fields[error]}"), console=console) as bar:
-        task = bar.add_task(options.engine, total=options.iterations, error="–")
-        result = reconstruct(
-            measurement,
-            options,
-            progress=lambda done, total, error: bar.update(task, completed=done, total=total, error=f"{error:.5f}"),
-        )
+    result = _reconstruct(measurement, options, console)
     write_reconstruction(out, result)
     if picture:
         draw(result, out.with_suffix(".png"))
@@ -101,37 +98,17 @@ def command(
     typer.echo(out)
 
 
-def _check_folder(out: Path) -> None:
-    """Fail before the work rather than after it."""
-    import os
+def _reconstruct(measurement: Measurement, options: EpieOptions, console: Console) -> Reconstruction:
+    """Reconstruct behind a bar that shows the error."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ptycho_bluesky.errors import StorageError
+    from ptycho_bluesky.reconstruction import reconstruct
 
-    folder = out.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StorageError(f"folder {folder} of --out", "it must exist and be writable", "make it or name another")
-
-
-def _read(source: str, settings: Settings, stated: dict[str, float | None], limit: int | None) -> Measurement:
-    """A file by its path, else a run by its uid."""
-    from ptycho_bluesky.errors import InputError
-    from ptycho_bluesky.io import read_measurement
-
-    if Path(source).exists():
-        return read_measurement(
-            Path(source),
-            energy_eV=stated["energy_eV"],
-            distance_m=stated["distance_m"],
-            detector_pixel_m=stated["detector_pixel_m"],
-            object_pixel_m=stated["object_pixel_m"],
-            limit=limit,
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("error {task.fields[error]}"), console=console) as bar:
+        task = bar.add_task(options.engine, total=options.iterations, error="–")
+        return reconstruct(
+            measurement,
+            options,
+            progress=lambda done, total, error: bar.update(task, completed=done, total=total, error=f"{error:.5f}"),
         )
-    if Path(source).suffix or "/" in source:
-        raise InputError(f"file {source}", "it does not exist", "check the path, or give the uid of a run")
-    given = [name for name in ("energy_eV", "distance_m", "detector_pixel_m") if stated[name] is not None]
-    if given:
-        raise InputError(f"{', '.join(given)} beside a run", "a run states its own geometry", "leave them out")
-    from ptycho_bluesky.workflow.tiled_store import TiledStore
-
-    with TiledStore.connect(settings.tiled) as store:
-        return store.read_run(source, object_pixel_m=stated["object_pixel_m"], limit=limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bluesky import plan_stubs as bps
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike
 from ptycho_bluesky.devices import PtychoFlyer, SampleStage, Shutter, Trajectory, connect
 from ptycho_bluesky.plans.points import ScanPoints, listed_points, spiral_points
 from ptycho_bluesky.plans.run import ptycho_run
-from ptycho_bluesky.plans.start import start_metadata
+from ptycho_bluesky.plans.start import ScanOptions, start_metadata
 from ptycho_bluesky.plans.stubs import PauseGuard, emit, end_segment, set_shutter
 
 __all__ = ["fly_ptycho", "fly_spiral_ptycho"]
@@ -95,24 +96,8 @@ def fly_spiral_ptycho(
     points = spiral_points(
         num_points=num_points, extent_m=extent_m, step_m=step_m, overlap=overlap, beam_m=beam_m, centre_m=centre_m
     )
-    arguments = {**points.metadata, "exposure_s": exposure_s, "period_s": period_s, "purpose": purpose}
-    return (
-        yield from _fly(
-            "fly_spiral_ptycho",
-            arguments,
-            flyer,
-            stage,
-            points,
-            exposure_s=exposure_s,
-            period_s=period_s,
-            shutter=shutter,
-            baseline=baseline,
-            purpose=purpose,
-            object_pixel_m=object_pixel_m,
-            flush_period_s=flush_period_s,
-            md=md,
-        )
-    )
+    options = ScanOptions(exposure_s, period_s, shutter, baseline, purpose, object_pixel_m, md)
+    return (yield from _fly("fly_spiral_ptycho", flyer, stage, points, options, flush_period_s))
 
 
 def fly_ptycho(
@@ -150,58 +135,37 @@ def fly_ptycho(
         Uid of the run.
     """
     points = listed_points(position_m, pattern=pattern, beam_m=beam_m)
-    arguments = {**points.metadata, "exposure_s": exposure_s, "period_s": period_s, "purpose": purpose}
-    return (
-        yield from _fly(
-            "fly_ptycho",
-            arguments,
-            flyer,
-            stage,
-            points,
-            exposure_s=exposure_s,
-            period_s=period_s,
-            shutter=shutter,
-            baseline=baseline,
-            purpose=purpose,
-            object_pixel_m=object_pixel_m,
-            flush_period_s=flush_period_s,
-            md=md,
-        )
-    )
+    options = ScanOptions(exposure_s, period_s, shutter, baseline, purpose, object_pixel_m, md)
+    return (yield from _fly("fly_ptycho", flyer, stage, points, options, flush_period_s))
 
 
 def _fly(
     plan_name: str,
-    plan_args: Mapping[str, Any],
     flyer: PtychoFlyer,
     stage: SampleStage,
     points: ScanPoints,
-    *,
-    exposure_s: float,
-    period_s: float | None,
-    shutter: Shutter | None,
-    baseline: Sequence[Readable],
-    purpose: str,
-    object_pixel_m: float | None,
+    asked: ScanOptions,
     flush_period_s: float,
-    md: Mapping[str, Any] | None,
 ) -> MsgGenerator[str]:
-    trajectory = Trajectory(points.position_m, exposure_s, exposure_s if period_s is None else period_s)
+    period_s = asked.exposure_s if asked.period_s is None else asked.period_s
+    trajectory = Trajectory(points.position_m, asked.exposure_s, period_s)
+    options = replace(asked, period_s=trajectory.period_s)
+    shutter, detector = options.shutter, flyer.detector
     connect(flyer, stage, *([] if shutter is None else [shutter]))
     stage.check_positions(points.position_m)
-    detector = flyer.detector
     metadata = start_metadata(
         plan_name,
-        plan_args,
+        {
+            **points.metadata,
+            "exposure_s": asked.exposure_s,
+            "period_s": asked.period_s,
+            "purpose": asked.purpose,
+        },
         detector,
         stage,
         points,
-        exposure_s=exposure_s,
-        period_s=trajectory.period_s,
-        purpose=purpose,
-        object_pixel_m=object_pixel_m,
+        options,
         dimensions=[[[f"{detector.name}_position_y_m", f"{detector.name}_position_x_m"], "primary"]],
-        md=md,
     )
     guard = PauseGuard(flyer.halt_motion, stage, shutter, reopen=False)
 
@@ -216,7 +180,7 @@ def _fly(
             collect=lambda: bps.collect(flyer, name="primary"),
             guard=guard,
             shutter=shutter,
-            baseline=baseline,
+            baseline=options.baseline,
             metadata=metadata,
         )
     )

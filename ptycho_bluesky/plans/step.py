@@ -14,7 +14,7 @@ from ptycho_bluesky.devices import Acquisition, PtychoDetector, SampleStage, Shu
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.plans.points import ScanPoints, listed_points, spiral_points
 from ptycho_bluesky.plans.run import ptycho_run
-from ptycho_bluesky.plans.start import start_metadata
+from ptycho_bluesky.plans.start import ScanOptions, start_metadata
 from ptycho_bluesky.plans.stubs import PauseGuard, emit, set_shutter
 
 __all__ = ["spiral_ptycho", "step_ptycho"]
@@ -82,20 +82,8 @@ def spiral_ptycho(
     points = spiral_points(
         num_points=num_points, extent_m=extent_m, step_m=step_m, overlap=overlap, beam_m=beam_m, centre_m=centre_m
     )
-    return (
-        yield from _step(
-            "spiral_ptycho",
-            detector,
-            stage,
-            points,
-            exposure_s=exposure_s,
-            shutter=shutter,
-            baseline=baseline,
-            purpose=purpose,
-            object_pixel_m=object_pixel_m,
-            md=md,
-        )
-    )
+    options = ScanOptions(exposure_s, None, shutter, baseline, purpose, object_pixel_m, md)
+    return (yield from _step("spiral_ptycho", detector, stage, points, options))
 
 
 def step_ptycho(
@@ -130,51 +118,27 @@ def step_ptycho(
     str
         Uid of the run.
     """
-    return (
-        yield from _step(
-            "step_ptycho",
-            detector,
-            stage,
-            listed_points(position_m, pattern=pattern, beam_m=beam_m),
-            exposure_s=exposure_s,
-            shutter=shutter,
-            baseline=baseline,
-            purpose=purpose,
-            object_pixel_m=object_pixel_m,
-            md=md,
-        )
-    )
+    points = listed_points(position_m, pattern=pattern, beam_m=beam_m)
+    options = ScanOptions(exposure_s, None, shutter, baseline, purpose, object_pixel_m, md)
+    return (yield from _step("step_ptycho", detector, stage, points, options))
 
 
 def _step(
-    plan_name: str,
-    detector: PtychoDetector,
-    stage: SampleStage,
-    points: ScanPoints,
-    *,
-    exposure_s: float,
-    shutter: Shutter | None,
-    baseline: Sequence[Readable],
-    purpose: str,
-    object_pixel_m: float | None,
-    md: Mapping[str, Any] | None,
+    plan_name: str, detector: PtychoDetector, stage: SampleStage, points: ScanPoints, options: ScanOptions
 ) -> MsgGenerator[str]:
+    exposure_s, shutter = options.exposure_s, options.shutter
     if not exposure_s > 0:
         raise InputError(f"exposure_s = {exposure_s}", "it must be positive")
     connect(detector, stage, *([] if shutter is None else [shutter]))
     stage.check_positions(points.position_m)
     metadata = start_metadata(
         plan_name,
-        {**points.metadata, "exposure_s": exposure_s, "purpose": purpose},
+        {**points.metadata, "exposure_s": exposure_s, "purpose": options.purpose},
         detector,
         stage,
         points,
-        exposure_s=exposure_s,
-        period_s=None,
-        purpose=purpose,
-        object_pixel_m=object_pixel_m,
+        options,
         dimensions=[[[stage.y.name, stage.x.name], "primary"]],
-        md=md,
     )
     acquisition = Acquisition(len(points), exposure_s, exposure_s, external=False)
     guard = PauseGuard(detector.finish_exposure, stage, shutter, reopen=True)
@@ -190,7 +154,7 @@ def _step(
             collect=bps.null,
             guard=guard,
             shutter=shutter,
-            baseline=baseline,
+            baseline=options.baseline,
             metadata=metadata,
         )
     )
