@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.streaming.codecs import decompress, missing_libraries, original_dtype
 from ptycho_bluesky.streaming.frames import Frame
 
 __all__ = ["PvaFrameSource", "frame_of"]
@@ -63,14 +66,12 @@ def frame_of(structure: Any, channel: str, arrival_s: float) -> Frame | None:
 def _image(structure: Any, value: dict[str, Any], sizes: list[int]) -> tuple[np.ndarray, str]:
     nothing = np.zeros((0, 0), dtype=np.uint8)
     try:
+        flat = np.asarray(next(iter(value.values()), nothing))
         codec = structure["codec.name"]
         if codec:
-            utility = import_module("pvapy.utility.adImageUtility").AdImageUtility
-            image = np.asarray(utility.reshapeNtNdArray(structure)[1])
-            return image, ""
-    except Exception as error:  # noqa: BLE001 - codecs raise what they like; the frame is rejected with the reason
+            flat = decompress(codec, flat, original_dtype(structure["codec.parameters"]), math.prod(sizes))
+    except InputError as error:
         return nothing, f"cannot be decompressed: {error}"
-    flat = np.asarray(next(iter(value.values()), nothing))
     if len(sizes) != 2:
         return nothing, f"{len(sizes)} dimensions instead of 2"
     columns, rows = sizes
@@ -103,6 +104,12 @@ class PvaFrameSource:
 
     def __init__(self, take: Callable[[Frame], Any]) -> None:
         self._pva: Any = import_module("pvaccess")
+        for codec, library in missing_libraries().items():
+            logger.warning(
+                "frames compressed with %s will be rejected: %s is not installed (pip install ptycho_bluesky[codecs])",
+                codec,
+                library,
+            )
         self._take = take
         self._channels: dict[str, tuple[Any, Any]] = {}
         self._threads: list[threading.Thread] = []
