@@ -15,11 +15,16 @@ _IMAGE_AXES = (-2, -1)
 
 
 def fft2(
-    array: NDArray[Any], *, shape: tuple[int, ...] | None = None, unitary: bool = False, overwrite: bool = False
+    array: NDArray[Any],
+    *,
+    shape: tuple[int, ...] | None = None,
+    unitary: bool = False,
+    overwrite: bool = False,
+    workers: int = FFT_WORKERS,
 ) -> NDArray[Any]:
     """Forward transform exp(−2πi q·x) of the last two axes; ``shape`` pads with zeros, ``unitary`` conserves Σ|f|²."""
     norm = "ortho" if unitary else "backward"
-    return np.asarray(scipy.fft.fft2(array, s=shape, norm=norm, overwrite_x=overwrite, workers=FFT_WORKERS))
+    return np.asarray(scipy.fft.fft2(array, s=shape, norm=norm, overwrite_x=overwrite, workers=workers))
 
 
 def ifft2(array: NDArray[Any], *, unitary: bool = False, overwrite: bool = False) -> NDArray[Any]:
