@@ -4,6 +4,11 @@ A patch whose corner lies at a fractional canvas pixel is spread over the four p
 bilinear weights. The spread is the same for every pixel of a patch, so it is written as a gather: canvas pixel (r, c)
 takes from patch pixels (r, c), (r−1, c), (r, c−1), (r−1, c−1). What is added, e^{iφ} times the weight, is linear: the
 same call with sign −1 takes a patch out again.
+
+One patch is worked off row by row, from its phase to the canvas, in buffers of a few rows that stay in the nearest
+cache; the work a patch does not depend on the canvas. For the compiler's sake every loop over columns has one output,
+and arrays are flat with unsigned offsets: views of rows would be counted references, signed indices be tested for
+Python's counting from the end, and either costs as much as the arithmetic.
 """
 
 from __future__ import annotations
@@ -11,78 +16,148 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-__all__ = ["add_patches", "paint_values", "render"]
+from ptycho_bluesky.stitching.phasor import EXACT_MATH, arctan2, weighted_phasor
+
+__all__ = ["TILE_PX", "add_patches", "are_finite", "paint_values", "render", "render_phase"]
 
 MIN_WEIGHT = np.float32(1e-3)
 """Interpolated weight from which a patch counts as reaching a pixel."""
+TILE_PX = 64
+"""Side of the squares in which the canvas remembers what has changed."""
+
+ZERO, ONE, TINY = np.float32(0), np.float32(1), np.float32(1e-30)
+EXPONENT = np.int32(0x7F800000)
+U = np.uint64
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True, inline="never")
-def _add_row(out, above, here, first, last, sign, b00, b10, b01, b11):  # pragma: no cover - compiled
-    """Add a bilinearly shifted row of a patch; rows of the patch have a border of one zero."""
-    for c in range(first, last):
-        out[c] += sign * (b00 * here[c + 1] + b10 * above[c + 1] + b01 * here[c] + b11 * above[c])
+@numba.njit(cache=True, nogil=True)
+def are_finite(patches, finite):  # pragma: no cover - compiled
+    """Say of each patch (n, pixels), given as the bits of its float32 values, whether all of it is finite."""
+    for k in range(patches.shape[0]):
+        odd = np.int32(0)
+        for i in range(patches.shape[1]):
+            odd |= np.int32((patches[k, i] & EXPONENT) == EXPONENT)
+        finite[k] = odd == 0
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def add_patches(real, imag, weight_sum, coverage, cosine, sine, weight, corner, sign):  # pragma: no cover - compiled
-    """Add (sign 1) or take out (sign −1) patches; every patch must lie inside the canvas.
+@numba.njit(cache=True, nogil=True, fastmath=EXACT_MATH)
+def _shift(row, at, out, to, n, fraction):  # pragma: no cover - compiled
+    """Shift a row to the right by a fraction of a pixel; it has a zero on each side."""
+    rest = ONE - fraction
+    for c in range(n):
+        out[to + c] = rest * row[at + c + U(1)] + fraction * row[at + c]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=EXACT_MATH)
+def _add(out, to, rows, above, here, n, fraction, sign):  # pragma: no cover - compiled
+    """Add the mixture of two successive rows to a row of the canvas."""
+    low, high = sign * (ONE - fraction), sign * fraction
+    for c in range(n):
+        out[to + c] += low * rows[here + c] + high * rows[above + c]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=EXACT_MATH)
+def _count(out, to, rows, above, here, n, fraction, sign):  # pragma: no cover - compiled
+    """Count the pixels that a patch reaches."""
+    rest = ONE - fraction
+    for c in range(n):
+        out[to + c] += sign if rest * rows[here + c] + fraction * rows[above + c] > MIN_WEIGHT else np.int32(0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _support(weight):  # pragma: no cover - compiled
+    """First and last row and column of the positive weights."""
+    h, w = weight.shape
+    first_r, last_r, first_c, last_c = h, -1, w, -1
+    for r in range(h):
+        for c in range(w):
+            if weight[r, c] > 0:
+                first_r, last_r = min(first_r, r), max(last_r, r)
+                first_c, last_c = min(first_c, c), max(last_c, c)
+    return first_r, last_r, first_c, last_c
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark(changed, row, col, rows, cols):  # pragma: no cover - compiled
+    """Remember that a rectangle of the canvas has changed."""
+    changed[row // TILE_PX : (row + rows - 1) // TILE_PX + 1, col // TILE_PX : (col + cols - 1) // TILE_PX + 1] = 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _bordered(weight, first_r, last_r, first_c, last_c):  # pragma: no cover - compiled
+    """Rows of the positive weights with a zero on each side, flat."""
+    height, width = last_r - first_r + 1, last_c - first_c + 1
+    rows = np.zeros((height, width + 2), dtype=np.float32)
+    for r in range(height):
+        for c in range(width):
+            rows[r, c + 1] = weight[first_r + r, first_c + c]
+    return rows.reshape(-1)
+
+
+@numba.njit(cache=True, nogil=True)
+def add_patches(sums, coverage, changed, phase, weight, corner, sign):  # pragma: no cover - compiled
+    """Add (sign 1) or take out (sign −1) patches; every patch must lie inside the canvas and be finite.
 
     Parameters
     ----------
-    real, imag, weight_sum : ndarray of float32, shape (rows, cols)
+    sums : ndarray of float32, shape (3, rows, cols)
         Running sums of w·cos φ, w·sin φ and w.
     coverage : ndarray of int32, shape (rows, cols)
-    cosine, sine : ndarray of float32, shape (n, h, w)
-        Of the phase.
+    changed : ndarray of uint8, shape (rows / TILE_PX, cols / TILE_PX)
+        Tiles in which something changes are set to 1.
+    phase : ndarray of float32, shape (n, h, w)
+        rad.
     weight : ndarray of float32, shape (h, w)
     corner : ndarray of float64, shape (n, 2)
         Canvas position (row, col) of each patch's pixel ``[0, 0]``.
     sign : int
     """
-    n, h, w = cosine.shape
-    # zero borders spare the inner loop every test of an edge
-    u = np.zeros((h + 2, w + 2), dtype=np.float32)
-    v = np.zeros((h + 2, w + 2), dtype=np.float32)
-    p = np.zeros((h + 2, w + 2), dtype=np.float32)
-    buffer = np.zeros(w + 1, dtype=np.float32)
-    first_r, last_r, first_c, last_c = h, -1, w, -1
-    for r in range(h):
-        for c in range(w):
-            p[r + 1, c + 1] = weight[r, c]
-            if weight[r, c] > 0:
-                first_r, last_r = min(first_r, r), max(last_r, r)
-                first_c, last_c = min(first_c, c), max(last_c, c)
-    s = np.float32(sign)
-    one = np.int32(sign)
-    zero = np.int32(0)
+    first_r, last_r, first_c, last_c = _support(weight)
+    if last_r < 0:
+        return
+    n, h, w = phase.shape
+    stride, plane = coverage.shape[1], coverage.size
+    height, width = last_r - first_r + 1, last_c - first_c + 1
+    line = width + 2
+    weights = _bordered(weight, first_r, last_r, first_c, last_c)
+    # real and imaginary part of this row and the next: what was just written cannot be read unaligned without a stall
+    plain = np.zeros(4 * line, dtype=np.float32)
+    # real part, imaginary part and weight, shifted, of this row and the one above
+    moved = np.zeros(6 * line, dtype=np.float32)
+    flat, out, cover = phase.reshape(-1), sums.reshape(-1), coverage.reshape(-1)
+    s, one = np.float32(sign), np.int32(sign)
+    wide = U(width + 1)
     for k in range(n):
-        for r in range(first_r, last_r + 1):
-            for c in range(first_c, last_c + 1):
-                u[r + 1, c + 1] = weight[r, c] * cosine[k, r, c]
-                v[r + 1, c + 1] = weight[r, c] * sine[k, r, c]
-        row = int(np.floor(corner[k, 0]))
-        col = int(np.floor(corner[k, 1]))
-        fr = np.float32(corner[k, 0] - row)
-        fc = np.float32(corner[k, 1] - col)
-        gr, gc = np.float32(1) - fr, np.float32(1) - fc  # an integer literal would make the arithmetic double
-        b00 = gr * gc
-        b10 = fr * gc
-        b01 = gr * fc
-        b11 = fr * fc
-        for r in range(first_r, last_r + 2):
-            # one short call an array: the compiler turns each into vector instructions, one loop over all it does not
-            first, last = first_c, last_c + 2
-            _add_row(real[row + r, col : col + w + 1], u[r], u[r + 1], first, last, s, b00, b10, b01, b11)
-            _add_row(imag[row + r, col : col + w + 1], v[r], v[r + 1], first, last, s, b00, b10, b01, b11)
-            out_weight = weight_sum[row + r, col : col + w + 1]
-            out_cover = coverage[row + r, col : col + w + 1]
-            buffer[:] = 0
-            _add_row(buffer, p[r], p[r + 1], first, last, np.float32(1), b00, b10, b01, b11)
-            for c in range(first, last):
-                out_weight[c] += s * buffer[c]
-            for c in range(first, last):
-                out_cover[c] += one if buffer[c] > MIN_WEIGHT else zero
+        row, col = int(np.floor(corner[k, 0])) + first_r, int(np.floor(corner[k, 1])) + first_c
+        down = np.float32(corner[k, 0] - np.floor(corner[k, 0]))
+        right = np.float32(corner[k, 1] - np.floor(corner[k, 1]))
+        source = (k * h + first_r) * w + first_c
+        moved[:] = 0
+        weighted_phasor(flat, U(source), weights, U(1), plain, U(1), U(line + 1), U(width))
+        for r in range(height + 1):
+            this, other = (r & 1) * 2 * line, (1 - (r & 1)) * 2 * line
+            here, above = (r & 1) * 3 * line, (1 - (r & 1)) * 3 * line
+            if r + 1 < height:
+                at, to = U(source + (r + 1) * w), U((r + 1) * line + 1)
+                weighted_phasor(flat, at, weights, to, plain, U(other + 1), U(other + line + 1), U(width))
+            if r < height:
+                _shift(plain, U(this), moved, U(here), wide, right)
+                _shift(plain, U(this + line), moved, U(here + line), wide, right)
+                _shift(weights, U(r * line), moved, U(here + 2 * line), wide, right)
+            else:
+                moved[here : here + 3 * line] = 0
+            to = U((row + r) * stride + col)
+            for p in range(3):
+                a, b = U(above + p * line), U(here + p * line)
+                _add(out, to + U(p * plane), moved, a, b, wide, down, s)
+            _count(cover, to, moved, U(above + 2 * line), U(here + 2 * line), wide, down, one)
+        _mark(changed, row, col, height + 1, width + 1)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=EXACT_MATH)
+def _add_scaled(out, to, row, at, n, factor):  # pragma: no cover - compiled
+    for c in range(n):
+        out[to + c] += factor * row[at + c]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -98,31 +173,81 @@ def paint_values(sums, weight_sum, values, weight, corner, sign):  # pragma: no 
     corner : ndarray of float64, shape (n, 2)
     sign : int
     """
-    h, w = weight.shape
+    first_r, last_r, first_c, last_c = _support(weight)
+    stride, plane = weight_sum.shape[1], weight_sum.size
+    out, total, flat = sums.reshape(-1), weight_sum.reshape(-1), weight.reshape(-1)
+    wide = U(max(last_c - first_c + 1, 0))
+    s = np.float32(sign)
     for k in range(len(values)):
-        row = int(np.round(corner[k, 0]))
-        col = int(np.round(corner[k, 1]))
-        for r in range(h):
-            for c in range(w):
-                a = weight[r, c]
-                if a > 0:
-                    weight_sum[row + r, col + c] += sign * a
-                    for m in range(len(sums)):
-                        sums[m, row + r, col + c] += sign * a * values[k, m]
+        row, col = int(np.round(corner[k, 0])), int(np.round(corner[k, 1]))
+        for r in range(first_r, last_r + 1):
+            at, to = U(r * weight.shape[1] + first_c), U((row + r) * stride + col + first_c)
+            _add_scaled(total, to, flat, at, wide, s)
+            for m in range(len(sums)):
+                _add_scaled(out, to + U(m * plane), flat, at, wide, s * values[k, m])
+
+
+@numba.njit(cache=True, nogil=True, fastmath=EXACT_MATH)
+def _render_row(real, imag, coverage, empty, phase):  # pragma: no cover - compiled
+    for c in range(phase.shape[0]):
+        angle = arctan2(imag[c], real[c])
+        phase[c] = angle if coverage[c] > 0 else empty
+
+
+@numba.njit(cache=True, nogil=True, fastmath=EXACT_MATH)
+def _variance_row(real, imag, weight_sum, coverage, variance, weight):  # pragma: no cover - compiled
+    for c in range(variance.shape[0]):
+        length = np.sqrt(real[c] * real[c] + imag[c] * imag[c])
+        spread = ONE - length / max(weight_sum[c], TINY)
+        covered = coverage[c] > 0
+        variance[c] = min(max(spread, ZERO), ONE) if covered else ZERO
+        weight[c] = weight_sum[c] if covered else ZERO
 
 
 @numba.njit(cache=True, nogil=True)
-def render(real, imag, weight_sum, coverage):  # pragma: no cover - compiled
-    """Phase of the mean, and circular variance 1 − |Σ w e^{iφ}| / Σ w, both 0 where nothing was added."""
-    rows, cols = real.shape
-    phase = np.zeros((rows, cols), dtype=np.float32)
-    variance = np.zeros((rows, cols), dtype=np.float32)
-    weight = np.zeros((rows, cols), dtype=np.float32)
+def render_phase(sums, coverage, changed, empty, phase):  # pragma: no cover - compiled
+    """Phase of the mean in the tiles that have changed; ``empty`` where nothing was added.
+
+    Parameters
+    ----------
+    sums : ndarray of float32, shape (3, rows, cols)
+    coverage : ndarray of int32, shape (rows, cols)
+    changed : ndarray of uint8, shape (rows / TILE_PX, cols / TILE_PX)
+        Set to 0.
+    empty : float32
+    phase : ndarray of float32, shape (rows, cols)
+        Written where something has changed.
+    """
+    rows, cols = coverage.shape
+    for i in range(changed.shape[0]):
+        for j in range(changed.shape[1]):
+            if changed[i, j]:
+                changed[i, j] = 0
+                left, right = j * TILE_PX, min((j + 1) * TILE_PX, cols)
+                for r in range(i * TILE_PX, min((i + 1) * TILE_PX, rows)):
+                    _render_row(
+                        sums[0, r, left:right],
+                        sums[1, r, left:right],
+                        coverage[r, left:right],
+                        empty,
+                        phase[r, left:right],
+                    )
+
+
+@numba.njit(cache=True, nogil=True)
+def render(sums, coverage, phase, variance, weight):  # pragma: no cover - compiled
+    """Phase of the mean, circular variance 1 − |Σ w e^{iφ}| / Σ w and Σ w, all 0 where nothing was added.
+
+    Parameters
+    ----------
+    sums : ndarray of float32, shape (3, rows, stride)
+    coverage : ndarray of int32, shape (rows, stride)
+    phase, variance, weight : ndarray of float32, shape (rows, cols)
+        Outputs; ``cols`` ≤ ``stride``.
+    """
+    rows, cols = phase.shape
     for r in range(rows):
-        for c in range(cols):
-            if coverage[r, c] > 0:
-                x, y, w = real[r, c], imag[r, c], weight_sum[r, c]
-                phase[r, c] = np.arctan2(y, x)
-                variance[r, c] = min(max(np.float32(1) - np.hypot(x, y) / w, np.float32(0)), np.float32(1))
-                weight[r, c] = w
-    return phase, variance, weight
+        real, imag, total = sums[0, r, :cols], sums[1, r, :cols], sums[2, r, :cols]
+        cover = coverage[r, :cols]
+        _render_row(real, imag, cover, ZERO, phase[r])
+        _variance_row(real, imag, total, cover, variance[r], weight[r])

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
-from ptycho_bluesky.stitching.kernels import add_patches, paint_values, render
+from ptycho_bluesky.stitching.kernels import TILE_PX, add_patches, are_finite, paint_values, render, render_phase
 from ptycho_bluesky.stitching.weights import disc_weight
 
 __all__ = ["MAPS", "MosaicBuilder", "MosaicImage"]
@@ -20,6 +20,8 @@ MAPS = ("bright_field", "com_y_px", "com_x_px")
 relative to the centre pixel (differential phase contrast). They need no model, so they cannot invent structure."""
 
 DEFAULT_MAX_PX = 100_000_000
+LINE_PX = 16
+"""Pixels in a line of the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,12 @@ class MosaicBuilder:
             )
         self.set_weight(disc_weight(patch_shape) if weight is None else weight)
         self._map_weight = disc_weight(patch_shape)
-        self._real, self._imag, self._weight_sum = (np.zeros(frame.shape, dtype=np.float32) for _ in range(3))
-        self._coverage = np.zeros(frame.shape, dtype=np.int32)
-        self._map_sums = np.zeros((len(MAPS), *frame.shape), dtype=np.float32)
-        self._map_weight_sum = np.zeros(frame.shape, dtype=np.float32)
+        rows, stride = frame.shape[0], _stride(frame.shape[1])
+        self._sums = np.zeros((3, rows, stride), dtype=np.float32)
+        self._coverage = np.zeros((rows, stride), dtype=np.int32)
+        self._map_sums = np.zeros((len(MAPS), rows, stride), dtype=np.float32)
+        self._map_weight_sum = np.zeros((rows, stride), dtype=np.float32)
+        self._start_display()
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -107,8 +111,8 @@ class MosaicBuilder:
         """
         phase_rad = self._check_patches(phase_rad, self.patch_shape)
         corner, placed = self._corners(position_m, self.patch_shape, grow=True)
-        placed &= np.isfinite(phase_rad).all(axis=(1, 2))
-        self._put(phase_rad[placed], corner[placed], self._weight, 1)
+        placed &= _finite(phase_rad)
+        self._put(phase_rad, corner, placed, self._weight, 1)
         return placed
 
     def move(
@@ -140,8 +144,8 @@ class MosaicBuilder:
         new, placed = self._corners(new_m, shape, grow=True)
         old, old_placed = self._corners(old_m, shape, grow=False)
         placed &= old_placed
-        self._put(phase_rad[placed], old[placed], used, -1)
-        self._put(phase_rad[placed], new[placed], used, 1)
+        self._put(phase_rad, old, placed, used, -1)
+        self._put(phase_rad, new, placed, used, 1)
         return placed
 
     def add_values(self, values: NDArray[np.float32], position_m: ArrayLike, sign: int = 1) -> NDArray[np.bool_]:
@@ -154,11 +158,27 @@ class MosaicBuilder:
 
     def snapshot(self) -> MosaicImage:
         """Copy of the canvas as it is now."""
-        phase, variance, weight = render(self._real, self._imag, self._weight_sum, self._coverage)
-        lit = self._map_weight_sum > 1e-6
-        scale = np.where(lit, 1.0 / np.where(lit, self._map_weight_sum, 1.0), 0.0).astype(np.float32)
-        maps = {name: self._map_sums[i] * scale for i, name in enumerate(MAPS)}
-        return MosaicImage(phase, weight, self._coverage.copy(), variance, maps, self.frame)
+        cols = self.frame.shape[1]
+        phase, variance, weight = (np.empty(self.frame.shape, dtype=np.float32) for _ in range(3))
+        render(self._sums, self._coverage, phase, variance, weight)
+        map_weight = self._map_weight_sum[:, :cols]
+        lit = map_weight > 1e-6
+        scale = np.where(lit, 1.0 / np.where(lit, map_weight, 1.0), 0.0).astype(np.float32)
+        maps = {name: self._map_sums[i, :, :cols] * scale for i, name in enumerate(MAPS)}
+        return MosaicImage(phase, weight, self._coverage[:, :cols].copy(), variance, maps, self.frame)
+
+    def picture(self) -> NDArray[np.float32]:
+        """Copy of the phase (rows, cols) as it is now, NaN where nothing is.
+
+        Only what has changed since the last call is computed anew, so it can be asked for many times a second.
+        """
+        render_phase(self._sums, self._coverage, self._changed, np.float32(np.nan), self._phase)
+        return self._phase[:, : self.frame.shape[1]].copy()
+
+    def _start_display(self) -> None:
+        rows, stride = self._coverage.shape
+        self._phase = np.full((rows, stride), np.nan, dtype=np.float32)
+        self._changed = np.ones((-(-rows // TILE_PX), -(-stride // TILE_PX)), dtype=np.uint8)
 
     @staticmethod
     def _check_patches(phase_rad: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -167,21 +187,17 @@ class MosaicBuilder:
         return np.ascontiguousarray(phase_rad, dtype=np.float32)
 
     def _put(
-        self, phase_rad: NDArray[np.float32], corner: NDArray[np.float64], weight: NDArray[np.float32], sign: int
+        self,
+        phase_rad: NDArray[np.float32],
+        corner: NDArray[np.float64],
+        placed: NDArray[np.bool_],
+        weight: NDArray[np.float32],
+        sign: int,
     ) -> None:
+        if not placed.all():
+            phase_rad, corner = phase_rad[placed], corner[placed]
         if len(phase_rad):
-            # NumPy's vectorised single-precision sine and cosine are several times faster than the compiled loop's
-            add_patches(
-                self._real,
-                self._imag,
-                self._weight_sum,
-                self._coverage,
-                np.cos(phase_rad),
-                np.sin(phase_rad),
-                weight,
-                corner,
-                sign,
-            )
+            add_patches(self._sums, self._coverage, self._changed, phase_rad, weight, corner, sign)
 
     def _corners(
         self, position_m: ArrayLike, shape: tuple[int, int], grow: bool
@@ -219,8 +235,21 @@ class MosaicBuilder:
         old_rows, old_cols = self.frame.shape
         place = (slice(-low[0], -low[0] + old_rows), slice(-low[1], -low[1] + old_cols))
         self.frame = ObjectFrame((float(origin[0]), float(origin[1])), self.frame.pixel_size_m, (rows, cols))
-        for name in ("_real", "_imag", "_weight_sum", "_coverage", "_map_weight_sum", "_map_sums"):
+        for name in ("_sums", "_coverage", "_map_weight_sum", "_map_sums"):
             old = getattr(self, name)
-            grown = np.zeros((*old.shape[:-2], rows, cols), dtype=old.dtype)
-            grown[..., place[0], place[1]] = old
+            grown = np.zeros((*old.shape[:-2], rows, _stride(cols)), dtype=old.dtype)
+            grown[..., place[0], place[1]] = old[..., :old_cols]
             setattr(self, name, grown)
+        self._start_display()
+
+
+def _stride(cols: int) -> int:
+    """Length of a stored row: an odd number of cache lines, so that successive rows do not displace each other."""
+    lines = -(-cols // LINE_PX)
+    return (lines + (lines % 2 == 0)) * LINE_PX
+
+
+def _finite(phase_rad: NDArray[np.float32]) -> NDArray[np.bool_]:
+    finite = np.empty(len(phase_rad), dtype=np.bool_)
+    are_finite(phase_rad.reshape(len(phase_rad), phase_rad[0].size if len(phase_rad) else 0).view(np.int32), finite)
+    return finite

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["DEFAULT_EDGE", "DEFAULT_RADIUS", "disc_weight", "weight_from_manifest"]
+__all__ = [
+    "DEFAULT_EDGE",
+    "DEFAULT_RADIUS",
+    "cosine_weight",
+    "crop_weight",
+    "disc_weight",
+    "probe_weight",
+    "weight_from_manifest",
+]
 
 DEFAULT_RADIUS = 0.30
 """Radius of the default disc, as a fraction of the patch: a zone-plate beam sampled as the geometry check demands
@@ -54,13 +62,91 @@ def disc_weight(
     return (0.5 * (1.0 + np.cos(np.pi * ramp))).astype(np.float32)
 
 
+def crop_weight(patch_shape: tuple[int, int], size_px: int) -> NDArray[np.float32]:
+    """The central square of a patch alone.
+
+    Parameters
+    ----------
+    patch_shape : tuple of int
+        (h, w).
+    size_px : int
+        Rows and columns that count, about ``[h//2, w//2]``.
+
+    Returns
+    -------
+    ndarray of float32, shape (h, w)
+        1 inside, 0 outside.
+    """
+    if not 0 < size_px <= min(patch_shape):
+        raise InputError(f"a crop of {size_px} px", f"it must be between 1 and the patch's {min(patch_shape)} px")
+    weight = np.zeros(patch_shape, dtype=np.float32)
+    row, col = ((side // 2) - size_px // 2 for side in patch_shape)
+    weight[row : row + size_px, col : col + size_px] = 1.0
+    return weight
+
+
+def cosine_weight(patch_shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Raised cosine over the whole patch: no pixel counts nothing, and none at the rim counts much.
+
+    Parameters
+    ----------
+    patch_shape : tuple of int
+        (h, w).
+
+    Returns
+    -------
+    ndarray of float32, shape (h, w)
+        Product of ½(1 − cos(2π(k + ½)/n)) along both axes, at most 1, at least 0.01.
+    """
+    rows, cols = (0.5 * (1.0 - np.cos(2 * np.pi * (np.arange(n) + 0.5) / n)) for n in patch_shape)
+    return np.maximum(np.outer(rows, cols), 0.01).astype(np.float32)
+
+
+def probe_weight(probe: NDArray[Any], patch_shape: tuple[int, int], floor: float = 0.02) -> NDArray[np.float32]:
+    """Weight by how brightly the probe lights each pixel.
+
+    Parameters
+    ----------
+    probe : ndarray of complex, shape (N, N) or (modes, N, N)
+        At the patch's pixel size, centre at ``[N//2, N//2]``.
+    patch_shape : tuple of int
+        (h, w); the probe is cut or filled up about its centre.
+    floor : float
+        Pixels under this share of the brightest count nothing.
+
+    Returns
+    -------
+    ndarray of float32, shape (h, w)
+        Intensity, at most 1.
+
+    Raises
+    ------
+    InputError
+        The probe is dark, or not finite.
+    """
+    intensity = (np.abs(np.asarray(probe).reshape(-1, *np.shape(probe)[-2:])) ** 2).sum(axis=0)
+    if not np.isfinite(intensity).all() or intensity.max() <= 0:
+        raise InputError("probe for a patch weight", "it must be finite and lit somewhere")
+    weight = np.zeros(patch_shape, dtype=np.float32)
+    into, out_of = [], []
+    for side, size in zip(patch_shape, intensity.shape, strict=True):
+        before = min(side // 2, size // 2)
+        after = min(side - side // 2, size - size // 2)
+        into.append(slice(side // 2 - before, side // 2 + after))
+        out_of.append(slice(size // 2 - before, size // 2 + after))
+    weight[tuple(into)] = intensity[tuple(out_of)] / intensity.max()
+    weight[weight < floor] = 0.0
+    return weight
+
+
 def weight_from_manifest(manifest: Mapping[str, Any], patch_shape: tuple[int, int]) -> NDArray[np.float32]:
     """Patch weight that a model's manifest states under ``patch_weight``, or the default disc.
 
     Parameters
     ----------
     manifest : mapping
-        ``patch_weight`` is a nested list (h, w), or ``{"radius_px": …, "edge_px": …}``; it may be missing.
+        ``patch_weight`` is a nested list (h, w), ``{"radius_px": …, "edge_px": …}`` for a disc, ``{"crop_px": …}`` or
+        ``{"kind": "cosine"}``; it may be missing.
     patch_shape : tuple of int
         (h, w).
 
@@ -77,6 +163,10 @@ def weight_from_manifest(manifest: Mapping[str, Any], patch_shape: tuple[int, in
     if stated is None:
         return disc_weight(patch_shape)
     if isinstance(stated, Mapping):
+        if "crop_px" in stated:
+            return crop_weight(patch_shape, int(stated["crop_px"]))
+        if stated.get("kind") == "cosine":
+            return cosine_weight(patch_shape)
         return disc_weight(patch_shape, stated.get("radius_px"), stated.get("edge_px"))
     weight = np.asarray(stated, dtype=np.float32)
     if weight.shape != tuple(patch_shape):

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
-from ptycho_bluesky.stitching import MosaicBuilder, disc_weight, weight_from_manifest
+from ptycho_bluesky.stitching import (
+    MosaicBuilder,
+    cosine_weight,
+    crop_weight,
+    disc_weight,
+    probe_weight,
+    weight_from_manifest,
+)
+from ptycho_bluesky.stitching.phasor import arctan2
 
 PIXEL = 1e-8
 PATCH = (16, 16)
@@ -144,3 +152,70 @@ def test_weights():
         weight_from_manifest({"patch_weight": [[1.0]]}, (32, 32))
     with pytest.raises(InputError, match="positive"):
         weight_from_manifest({"patch_weight": np.zeros((32, 32)).tolist()}, (32, 32))
+
+
+def test_other_weights():
+    crop = crop_weight((32, 32), 16)
+    assert crop.sum() == 256
+    assert crop[8:24, 8:24].all()
+    cosine = cosine_weight((32, 24))
+    assert cosine.shape == (32, 24)
+    assert cosine.min() == pytest.approx(0.01)
+    assert cosine.max() == pytest.approx(1.0, abs=0.01)
+    probe = np.zeros((2, 16, 16), dtype=np.complex64)
+    probe[0, 8, 8], probe[1, 8, 9] = 2.0, 1.0j
+    weight = probe_weight(probe, (32, 32))
+    assert (weight[16, 16], weight[16, 17], weight.sum()) == (1.0, 0.25, 1.25)
+    assert probe_weight(probe, (8, 8))[4, 5] == 0.25
+    assert weight_from_manifest({"patch_weight": {"crop_px": 16}}, (32, 32)) == pytest.approx(crop)
+    assert weight_from_manifest({"patch_weight": {"kind": "cosine"}}, (32, 24)) == pytest.approx(cosine)
+    with pytest.raises(InputError, match="crop"):
+        crop_weight((32, 32), 40)
+    with pytest.raises(InputError, match="lit"):
+        probe_weight(np.zeros((16, 16)), (16, 16))
+
+
+@pytest.mark.parametrize("turns", [0, 1, -3, 100])
+def test_phases_of_any_number_of_turns(turns):
+    phase = np.random.default_rng(2).uniform(-np.pi, np.pi, (1, *PATCH)) + 2 * np.pi * turns
+    mosaic = builder(np.zeros((1, 2)), np.ones(PATCH, dtype=np.float32))
+    mosaic.add(phase.astype(np.float32), np.zeros((1, 2)))
+    image = mosaic.snapshot()
+    row, col = np.rint(image.frame.to_px([[0.0, 0.0]])[0]).astype(int)
+    found = image.phase_rad[row - 8 : row + 8, col - 8 : col + 8]
+    assert np.abs(np.angle(np.exp(1j * (found - phase[0])))).max() < 1e-6 * (1 + 40 * abs(turns))
+
+
+def test_arc_tangent():
+    rng = np.random.default_rng(0)
+    for y, x in (*rng.normal(size=(200, 2)).tolist(), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, 0.0)):
+        assert arctan2(np.float32(y), np.float32(x)) == pytest.approx(np.arctan2(y, x), abs=1e-6)
+
+
+def test_the_picture_follows_what_changes():
+    rng = np.random.default_rng(5)
+    mosaic = builder(np.array([[-300.0, -300.0], [300.0, 300.0]]) * PIXEL)
+    assert np.isnan(mosaic.picture()).all()
+    for _ in range(4):
+        position = rng.uniform(-300, 300, (3, 2)) * PIXEL
+        mosaic.add(rng.uniform(-3, 3, (3, *PATCH)).astype(np.float32), position)
+        image, picture = mosaic.snapshot(), mosaic.picture()
+        np.testing.assert_array_equal(np.isnan(picture), image.coverage == 0)
+        np.testing.assert_array_equal(picture[image.coverage > 0], image.phase_rad[image.coverage > 0])
+    mosaic.add(np.zeros((1, *PATCH), dtype=np.float32), [[0.0, 600 * PIXEL]])  # the canvas grows
+    assert np.isnan(mosaic.picture()).sum() == (mosaic.snapshot().coverage == 0).sum()
+
+
+def test_nothing_is_added_where_nothing_counts():
+    mosaic = builder(np.zeros((1, 2)), np.zeros(PATCH, dtype=np.float32))
+    assert mosaic.add(np.ones((1, *PATCH), dtype=np.float32), np.zeros((1, 2))).all()
+    assert mosaic.add(np.ones((0, *PATCH), dtype=np.float32), np.zeros((0, 2))).shape == (0,)
+    assert mosaic.snapshot().coverage.max() == 0
+
+
+def test_a_patch_with_a_phase_that_is_no_number_is_left_out():
+    phase = np.zeros((3, *PATCH), dtype=np.float32)
+    phase[1, 3, 4], phase[2, 0, 0] = np.nan, -np.inf
+    mosaic = builder(np.zeros((1, 2)))
+    assert mosaic.add(phase, np.zeros((3, 2))).tolist() == [True, False, False]
+    assert mosaic.snapshot().coverage.max() == 1
