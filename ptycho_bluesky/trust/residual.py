@@ -167,6 +167,12 @@ class ResidualMeter:
         total += self._background
         return total
 
+    def expected(
+        self, phase_rad: NDArray[np.float32], amplitude: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Expected counts (n, N, N) of patches (n, h, w) at the light of the training; see `wave`."""
+        return self._expected(self.wave(phase_rad, amplitude))
+
     def measure(
         self,
         counts: NDArray[np.float32],
@@ -189,7 +195,7 @@ class ResidualMeter:
         unusable : ndarray of bool, shape (n, N, N), optional
             Pixels to leave out, frame by frame; by default those that are not ``good``.
         """
-        expected = self._expected(self.wave(phase_rad, amplitude))
+        expected = self.expected(phase_rad, amplitude)
         keep = self._good if unusable is None else (~unusable).astype(np.float32)
         if keep is not None:
             counts, expected = counts * keep, expected * keep
