@@ -163,7 +163,7 @@ def _truth(options: StitchBench) -> list[Row]:
 
 def _phase(row: NDArray[np.float64], col: NDArray[np.float64]) -> NDArray[np.float64]:
     """A smooth phase between about −5 and 5 rad."""
-    return 2.5 * np.sin(row / 19.0) + 2.5 * np.cos(col / 23.0 + row / 61.0)
+    return np.asarray(2.5 * np.sin(row / 19.0) + 2.5 * np.cos(col / 23.0 + row / 61.0), dtype=np.float64)
 
 
 def _rms(values: NDArray[np.float64]) -> float:

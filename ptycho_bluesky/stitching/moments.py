@@ -9,19 +9,26 @@ from numpy.typing import NDArray
 __all__ = ["frame_moments"]
 
 
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _row_moments(row):  # pragma: no cover - compiled
+    """Sum of a row, and sum of its elements times their column; the compiler may reorder these sums."""
+    line, first = np.float32(0), np.float32(0)
+    for c in range(row.shape[0]):
+        line += row[c]
+        first += row[c] * np.float32(c)
+    return line, first
+
+
 @numba.njit(cache=True, nogil=True)
 def _moments(image, out):  # pragma: no cover - compiled
     n, rows, cols = image.shape
     for k in range(n):
         total, by_row, by_col = 0.0, 0.0, 0.0
         for r in range(rows):
-            line, first = np.float32(0), np.float32(0)
-            for c in range(cols):
-                line += image[k, r, c]
-                first += image[k, r, c] * np.float32(c - cols // 2)
+            line, first = _row_moments(image[k, r])
             total += line
             by_row += line * (r - rows // 2)
-            by_col += first
+            by_col += first - np.float32(cols // 2) * line
         out[k, 0] = total
         out[k, 1] = by_row / total if total > 0 else 0.0
         out[k, 2] = by_col / total if total > 0 else 0.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from enum import IntEnum
 from itertools import pairwise
 from typing import Any
@@ -20,14 +21,14 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.records import FrameCounts, FrameOrigin, FrameState, PositionSource, Segment
-from ptycho_bluesky.streaming.segment_log import SAME_TIME_S, SegmentLog
+from ptycho_bluesky.streaming.row_joiner import RowJoiner
+from ptycho_bluesky.streaming.segment_log import NO_SLOT, SAME_TIME_S, SLOT_SHIFT, SegmentLog
 
 __all__ = ["NO_SLOT", "Ledger", "RowJoiner", "Verdict"]
 
 logger = logging.getLogger(__name__)
 
-NO_SLOT = -1
-_SHIFT = 40
+_SHIFT = SLOT_SHIFT
 _MASK = (1 << _SHIFT) - 1
 
 
@@ -40,6 +41,10 @@ class Verdict(IntEnum):
     """A frame of the run, seen for the first time."""
     DUPLICATE = 2
     """The same frame again."""
+
+
+# plain numbers: comparing an array with a member of an enumeration takes longer than the comparison
+_ACCEPTED, _INFERRED = int(Verdict.ACCEPTED), int(FrameState.INFERRED)
 
 
 class Ledger:
@@ -166,6 +171,51 @@ class Ledger:
             log.highest = max(log.highest, offset)
         return verdict, slot
 
+    def offer_many(
+        self, unique_id: NDArray[np.int64], timestamp_s: NDArray[np.float64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Say what frames (n,) from the stream are, in their order.
+
+        Returns
+        -------
+        verdict : ndarray of uint8, shape (n,)
+            A `Verdict` each.
+        slots : ndarray of int64, shape (n,)
+        """
+        slots = self._plain_slots(unique_id, timestamp_s)
+        if slots is not None:
+            log, offset = self._logs[int(slots[0]) >> _SHIFT], slots & _MASK
+            log.received[offset] = True
+            log.timestamp_s[offset] = timestamp_s
+            log.highest = max(log.highest, int(offset.max()))
+            return np.full(len(slots), _ACCEPTED, dtype=np.uint8), slots
+        verdicts = [self.offer(*frame) for frame in zip(unique_id.tolist(), timestamp_s.tolist(), strict=True)]
+        return (
+            np.array([verdict for verdict, _ in verdicts], dtype=np.uint8),
+            np.array([slot for _, slot in verdicts], dtype=np.int64),
+        )
+
+    def _plain_slots(self, unique_id: NDArray[np.int64], timestamp_s: NDArray[np.float64]) -> NDArray[np.int64] | None:
+        """Slots (n,) of frames that are new and all of the one segment that can have them; None in any other case."""
+        if not len(unique_id):
+            return None
+        first, last = int(unique_id.min()), int(unique_id.max())
+        holding = [k for k, log in enumerate(self._logs) if log.overlaps(first, last)]
+        if len(holding) != 1:
+            return None
+        log = self._logs[holding[0]]
+        if not (log.holds(first) and log.holds(last)):
+            return None
+        offset = unique_id - log.segment.first_unique_id
+        time_s = timestamp_s + self.clock_offset_s
+        # written so that a time that is not known, NaN, counts as in time
+        untimely = (log.time_s - time_s > self.clock_tolerance_s) | (time_s - log.end_s > self.clock_tolerance_s)
+        if untimely.any() or log.received[offset].any():
+            return None
+        if len(offset) > 1 and not (np.diff(offset) > 0).all() and len(np.unique(offset)) != len(offset):
+            return None
+        return offset | (holding[0] << _SHIFT)
+
     def look(self, unique_id: int, timestamp_s: float = np.nan) -> tuple[Verdict, int]:
         """Say what a frame is without counting it."""
         time_s = timestamp_s + self.clock_offset_s
@@ -205,7 +255,10 @@ class Ledger:
 
     def is_inferred(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each of the slots (n,) has been inferred."""
-        return np.array([self._row(s)[0].state[self._row(s)[1]] == FrameState.INFERRED for s in slots], dtype=bool)
+        done = np.zeros(len(slots), dtype=bool)
+        for log, mine, offset in self._by_segment(slots):
+            done[mine] = log.state[offset] == _INFERRED
+        return done
 
     def record(
         self,
@@ -218,11 +271,8 @@ class Ledger:
         residual: NDArray[np.float32],
     ) -> None:
         """Record frames (n,) as inferred by model number ``model`` (−1: mapped before there was a model)."""
-        for k in np.unique(slots >> _SHIFT):
-            mine = slots >> _SHIFT == k
-            offset = slots[mine] & _MASK
-            log = self._logs[k]
-            log.state[offset] = FrameState.INFERRED
+        for log, mine, offset in self._by_segment(slots):
+            log.state[offset] = _INFERRED
             np.add.at(log.times, offset, 1)
             log.origin[offset] = origin[mine]
             known = np.isfinite(timestamp_s[mine])
@@ -231,19 +281,18 @@ class Ledger:
             log.late[offset] = late[mine]
             log.residual[offset] = residual[mine]
             log.highest = max(log.highest, int(offset.max()))
-        for slot in slots.tolist():
-            self.reasons.pop(slot, None)
+        if self.reasons:
+            for slot in slots.tolist():
+                self.reasons.pop(slot, None)
 
     def set_position(
         self, slots: NDArray[np.int64], position_m: NDArray[np.float64], source: NDArray[np.uint8] | PositionSource
     ) -> None:
         """Record positions (n, 2) and where they came from."""
         source = np.broadcast_to(np.asarray(source, dtype=np.uint8), len(slots))
-        for k in np.unique(slots >> _SHIFT):
-            mine = slots >> _SHIFT == k
-            offset = slots[mine] & _MASK
-            self._logs[k].position_m[offset] = position_m[mine]
-            self._logs[k].position_source[offset] = source[mine]
+        for log, mine, offset in self._by_segment(slots):
+            log.position_m[offset] = position_m[mine]
+            log.position_source[offset] = source[mine]
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
@@ -254,8 +303,10 @@ class Ledger:
 
     def position_source(self, slots: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A `PositionSource` for each of the slots (n,)."""
-        rows = [self._row(slot) for slot in slots]
-        return np.array([log.position_source[offset] for log, offset in rows], dtype=np.uint8)
+        source = np.zeros(len(slots), dtype=np.uint8)
+        for log, mine, offset in self._by_segment(slots):
+            source[mine] = log.position_source[offset]
+        return source
 
     def generated(self) -> int:
         """Frames that the detector counted; while a segment runs, as far as seen."""
@@ -380,77 +431,20 @@ class Ledger:
         """Segment of a slot."""
         return self._logs[slot >> _SHIFT].segment
 
+    def _by_segment(
+        self, slots: NDArray[np.int64]
+    ) -> Iterator[tuple[SegmentLog, slice | NDArray[np.bool_], NDArray[np.int64]]]:
+        """Each segment that slots (n,) lie in, which of them do, and their offsets in it."""
+        if not len(slots):
+            return
+        number, offset = slots >> _SHIFT, slots & _MASK
+        if number[0] == number[-1] and (number == number[0]).all():
+            yield self._logs[int(number[0])], slice(None), offset
+            return
+        for k in np.unique(number).tolist():
+            mine = number == k
+            yield self._logs[k], mine, offset[mine]
+
     def _row(self, slot: int) -> tuple[SegmentLog, int]:
         slot = int(slot)
         return self._logs[slot >> _SHIFT], slot & _MASK
-
-
-class RowJoiner:
-    """Joins the rows of a run's file, read in order from the first, to slots.
-
-    Rows are joined on the id that the file stores, never on the row number. Where two segments have the same id, it is
-    told which one by the row at which each began (if its document says so), else by the order of the rows (ids rise
-    within a segment) and the time stamps.
-
-    Parameters
-    ----------
-    ledger : Ledger
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._row = 0
-        self._place = 0
-        self._last_id: int | None = None
-
-    def join(self, unique_id: NDArray[np.int64], timestamp_s: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Slots (n,) of the next n rows, `NO_SLOT` where no segment has the id.
-
-        Parameters
-        ----------
-        unique_id : ndarray of int64, shape (n,)
-        timestamp_s : ndarray of float64, shape (n,)
-        """
-        logs = self._ledger._logs
-        spans = [(log.segment.first_unique_id, log.segment.first_unique_id + log.limit) for log in logs]
-        apart = all(a[1] <= b[0] for a, b in pairwise(sorted(span for span in spans if span[1] > span[0])))
-        slots = np.full(len(unique_id), NO_SLOT, dtype=np.int64)
-        if apart:
-            for k, (first, stop) in enumerate(spans):
-                inside = (unique_id >= first) & (unique_id < stop)
-                slots[inside] = (unique_id[inside] - first) | (k << _SHIFT)
-        else:
-            for i, (uid, time_s) in enumerate(zip(unique_id.tolist(), timestamp_s.tolist(), strict=True)):
-                slots[i] = self._join_one(self._row + i, uid, time_s)
-        self._row += len(unique_id)
-        return slots
-
-    def _join_one(self, row: int, unique_id: int, timestamp_s: float) -> int:
-        logs = self._ledger._logs
-        time_s = timestamp_s + self._ledger.clock_offset_s
-        begun = [k for k, log in enumerate(logs) if log.first_row is not None and log.first_row <= row]
-        if begun and logs[begun[-1]].holds(unique_id):
-            # a row that was flushed only after the next arming carries an older time
-            timely = logs[begun[-1]].distance_s(time_s) <= self._ledger.clock_tolerance_s
-            if timely:
-                return self._take(begun[-1], unique_id)
-        fitting = []
-        for k in range(self._place, len(logs)):
-            log = logs[k]
-            passed = k == self._place and self._last_id is not None and unique_id <= self._last_id
-            if passed or not log.holds(unique_id):
-                continue
-            offset = unique_id - log.segment.first_unique_id
-            if log.same_frame(offset, timestamp_s) and np.isfinite(timestamp_s):
-                return self._take(k, unique_id)
-            if (log.received[offset] and np.isfinite(timestamp_s)) or not log.in_order(offset, timestamp_s):
-                continue
-            fitting.append(k)
-        if not fitting:
-            return NO_SLOT
-        # of segments equally near the earlier one, because rows come in order
-        return self._take(min(fitting, key=lambda k: logs[k].distance_s(time_s)), unique_id)
-
-    def _take(self, k: int, unique_id: int) -> int:
-        self._place, self._last_id = k, unique_id
-        return k << _SHIFT | (unique_id - self._ledger._logs[k].segment.first_unique_id)

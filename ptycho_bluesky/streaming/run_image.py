@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 REPLACE_PX = 0.5
 """A patch placed by the plan is moved when its measured position is farther away than this."""
+_PROVISIONAL = int(PositionSource.PLANNED)
+"""Sources up to this one are improved on later; a plain number, which arrays are compared with faster."""
 DEFAULT_KEEP_BYTES = 256 * 2**20
 
 
@@ -104,7 +106,7 @@ class RunImage:
                 if builder.weight is not weight:
                     builder.set_weight(weight)
                 builder.add(phase_rad, position_m)
-        for i in np.flatnonzero((source == PositionSource.PLANNED) | (source == PositionSource.NONE)).tolist():
+        for i in np.flatnonzero(source <= _PROVISIONAL).tolist():
             phase = None if phase_rad is None else phase_rad[i].copy()
             self._keep(
                 int(slots[i]), _Kept(values[i].copy(), phase, weight, position_m[i].copy() if placed[i] else None)

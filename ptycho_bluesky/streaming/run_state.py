@@ -29,6 +29,9 @@ __all__ = ["Batch", "Phase", "RunState"]
 
 logger = logging.getLogger(__name__)
 
+# plain numbers: comparing an array with a member of an enumeration takes longer than the comparison
+_UNKNOWN, _ACCEPTED = int(Verdict.UNKNOWN), int(Verdict.ACCEPTED)
+_NONE, _PLANNED, _ATTRIBUTE = int(PositionSource.NONE), int(PositionSource.PLANNED), int(PositionSource.ATTRIBUTE)
 LATE_S = 1.0
 """A frame inferred later than this after its timestamp is late (design §3)."""
 
@@ -123,19 +126,31 @@ class RunState:
         unknown : list of Frame
             Those that are not the run's, or not yet.
         """
-        joined: list[tuple[Frame, int]] = []
-        unknown = []
-        for frame in frames:
+        verdict, slots = self._verdicts(frames)
+        accepted = np.flatnonzero(verdict == _ACCEPTED)
+        accepted = accepted[~self.ledger.is_inferred(slots[accepted])]
+        unknown = [frames[i] for i in np.flatnonzero(verdict == _UNKNOWN).tolist()]
+        if not len(accepted):
+            return None, unknown
+        return self._batch([frames[i] for i in accepted.tolist()], slots[accepted]), unknown
+
+    def _verdicts(self, frames: Sequence[Frame]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """What each frame (n,) is, and its slot; a faulty one, which is refused, has the verdict of a duplicate."""
+        unique_id = np.array([frame.unique_id for frame in frames], dtype=np.int64)
+        timestamp_s = np.array([frame.timestamp_s for frame in frames], dtype=np.float64)
+        verdict, slots = np.empty(len(frames), dtype=np.uint8), np.full(len(frames), NO_SLOT, dtype=np.int64)
+        begin = 0
+        for i, frame in enumerate(frames):
             fault = frame.fault or self._fault(frame)
             if fault:
-                verdict, _ = self.ledger.refuse(frame.unique_id, frame.timestamp_s, fault)
-            else:
-                verdict, slot = self.ledger.offer(frame.unique_id, frame.timestamp_s)
-                if verdict is Verdict.ACCEPTED and not self.ledger.is_inferred(np.array([slot]))[0]:
-                    joined.append((frame, slot))
-            if verdict is Verdict.UNKNOWN:
-                unknown.append(frame)
-        return (self._batch(joined) if joined else None), unknown
+                # in the order of arrival: a corrupt frame may come again whole, and a copy of a whole one corrupt
+                whole = slice(begin, i)
+                verdict[whole], slots[whole] = self.ledger.offer_many(unique_id[whole], timestamp_s[whole])
+                refused, _ = self.ledger.refuse(frame.unique_id, frame.timestamp_s, fault)
+                verdict[i] = Verdict.UNKNOWN if refused is Verdict.UNKNOWN else Verdict.DUPLICATE
+                begin = i + 1
+        verdict[begin:], slots[begin:] = self.ledger.offer_many(unique_id[begin:], timestamp_s[begin:])
+        return verdict, slots
 
     def _fault(self, frame: Frame) -> str:
         shape = self.documents.frame_shape or (self._canonical.frame_shape if self._canonical else None)
@@ -143,25 +158,25 @@ class RunState:
             shape = (frame.image.shape[0], frame.image.shape[1]) if frame.image.ndim == 2 else (0, 0)
         return find_fault(frame.image, shape)
 
-    def _batch(self, joined: list[tuple[Frame, int]]) -> Batch:
-        slots = np.array([slot for _, slot in joined], dtype=np.int64)
+    def _batch(self, joined: Sequence[Frame], slots: NDArray[np.int64]) -> Batch:
         index = self.ledger.frame_index(slots)
-        position = np.array([frame.position_m for frame, _ in joined], dtype=np.float64)
-        source = np.where(np.isfinite(position).all(axis=1), PositionSource.ATTRIBUTE, PositionSource.NONE)
-        for i in np.flatnonzero(source == PositionSource.NONE).tolist():
+        position = np.array([frame.position_m for frame in joined], dtype=np.float64)
+        known = np.isfinite(position).all(axis=1)
+        source = np.where(known, _ATTRIBUTE, _NONE).astype(np.uint8)
+        for i in np.flatnonzero(~known).tolist():
             position[i] = self.documents.position_at(int(index[i]))
             if np.isfinite(position[i]).all():
-                source[i] = PositionSource.PLANNED
+                source[i] = _PLANNED
         frames = FrameBatch(
             run_uid=self.uid,
             frame_index=index,
-            unique_id=np.array([frame.unique_id for frame, _ in joined], dtype=np.int64),
-            image=np.stack([frame.image for frame, _ in joined]),
+            unique_id=np.array([frame.unique_id for frame in joined], dtype=np.int64),
+            image=np.stack([frame.image for frame in joined]),
             position_m=position,
-            position_source=source.astype(np.uint8),
-            timestamp_s=np.array([frame.timestamp_s for frame, _ in joined], dtype=np.float64),
-            i0=np.array([frame.i0 for frame, _ in joined], dtype=np.float64),
-            origin=np.array([frame.origin for frame, _ in joined], dtype=np.uint8),
+            position_source=source,
+            timestamp_s=np.array([frame.timestamp_s for frame in joined], dtype=np.float64),
+            i0=np.array([frame.i0 for frame in joined], dtype=np.float64),
+            origin=np.array([frame.origin for frame in joined], dtype=np.uint8),
         )
         return Batch(frames, slots)
 

@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.records import FrameOrigin, FrameState, PositionSource, Segment
 
-__all__ = ["SegmentLog"]
+__all__ = ["NO_SLOT", "SLOT_SHIFT", "SegmentLog"]
+
+NO_SLOT = -1
+"""In place of a slot, where there is none."""
+SLOT_SHIFT = 40
+"""A slot is a segment's place in its ledger, shifted by so many bits, and an offset in the segment."""
 
 SAME_TIME_S = 1e-5
 """Two time stamps that agree to this are the same: a double holds seconds since 1970 to 0.2 µs."""
@@ -92,6 +97,11 @@ class SegmentLog:
     def holds(self, unique_id: int) -> bool:
         """Whether the id belongs to the segment."""
         return 0 <= unique_id - self.segment.first_unique_id < self.limit
+
+    def overlaps(self, first: int, last: int) -> bool:
+        """Whether any of the ids from ``first`` to ``last`` belongs to the segment."""
+        start = self.segment.first_unique_id
+        return last >= start and first < start + self.limit
 
     def distance_s(self, time_s: float) -> float:
         """How far a time lies outside the segment's; 0 inside, and where a time is unknown."""

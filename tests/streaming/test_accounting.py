@@ -286,3 +286,28 @@ def test_an_empty_run_has_an_empty_log():
     ledger.close()
     assert ledger.counts().generated == 0
     assert len(ledger.columns()["frame_index"]) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    offers=st.lists(
+        st.lists(st.tuples(st.integers(-2, 25), st.floats(-3.0, 40.0) | st.just(np.nan)), max_size=6), max_size=8
+    ),
+    reset=st.booleans(),
+)
+def test_frames_offered_together_are_told_apart_as_one_by_one(offers, reset):
+    ledgers = []
+    for _ in range(2):
+        ledger = Ledger()
+        ledger.add_segment(Segment(0, 1, 0, 10), 0.0)
+        ledger.end_segment(0, 8, 10.0)
+        ledger.add_segment(Segment(1, 1 if reset else 9, 8, 12), 20.0)
+        ledgers.append(ledger)
+    together, single = ledgers
+    for batch in offers:
+        ids = np.array([uid for uid, _ in batch], dtype=np.int64)
+        times = np.array([time_s for _, time_s in batch], dtype=np.float64)
+        verdict, slots = together.offer_many(ids, times)
+        expected = [single.offer(uid, time_s) for uid, time_s in batch]
+        assert [(int(v), int(s)) for v, s in zip(verdict, slots, strict=True)] == [(int(v), s) for v, s in expected]
+    assert together.counts() == single.counts()
