@@ -11,7 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["MAX_FACTOR", "Light", "LightScale"]
+__all__ = ["MAX_FACTOR", "TRANSMISSION_SUFFIX", "Light", "LightScale"]
+
+TRANSMISSION_SUFFIX = "transmission"
+"""End of the attenuator's data key in a run's baseline."""
 
 MAX_FACTOR = 16.0
 """Factor of the counts up to which a network reads acceptably: ×4 makes no visible change, ×16 errors up to 0.2 rad,
