@@ -123,9 +123,9 @@ class EdgeSettings(_Section):
     """The inference consumer."""
 
     prefix: str = Field(default="PTY:edge1:", description="Prefix of the process variables that the edge serves.")
-    engine: Literal["auto", "torch", "onnxruntime"] = "auto"
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Of the torch engine; auto: bfloat16 where the processor computes in it."
+        default="auto", description="auto: bfloat16 where the processor computes in it."
     )
     num_threads: int = Field(
         default=1,
@@ -143,6 +143,12 @@ class EdgeSettings(_Section):
         default=0.2, gt=0, description="Period of mosaics on pvAccess and in the live plot."
     )
     tiled_period_s: float = Field(default=1.0, ge=0.5, description="Period of mosaics into Tiled while a scan runs.")
+    residual_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Part of the time that physics residuals may take; 1 checks every frame, 0 none.",
+    )
     backfill: bool = Field(default=True, description="Read back from the file what the stream missed.")
     catch_up_runs: int = Field(
         default=20, ge=0, description="Completed runs without a mosaic that are replayed at start."

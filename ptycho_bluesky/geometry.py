@@ -24,6 +24,7 @@ __all__ = [
     "Geometry",
     "ObjectFrame",
     "apply_d4",
+    "crop_centre",
     "overlap",
     "spiral_positions_m",
     "step_for_overlap_m",
@@ -74,6 +75,27 @@ def apply_d4(image: NDArray[Any], operation: str) -> NDArray[Any]:
     if operation in flip_cols:
         image = _flip_about_centre(image, -1)
     return image
+
+
+def crop_centre(image: Any, shape: tuple[int, ...]) -> Any:
+    """Cut the middle out of the last two axes, the centre pixel ``[N//2, N//2]`` staying the centre.
+
+    Parameters
+    ----------
+    image : ndarray or Tensor, shape (..., H, W)
+    shape : tuple of int
+        (h, w), at most (H, W).
+
+    Returns
+    -------
+    ndarray or Tensor, shape (..., h, w)
+        A view.
+    """
+    starts = [full // 2 - part // 2 for full, part in zip(image.shape[-2:], shape, strict=True)]
+    ends = [start + part for start, part in zip(starts, shape, strict=True)]
+    if min(starts) < 0 or any(end > full for end, full in zip(ends, image.shape[-2:], strict=True)):
+        raise InputError(f"a centre of {shape} of an image {image.shape[-2:]}", "the part is not larger than the whole")
+    return image[..., starts[0] : ends[0], starts[1] : ends[1]]
 
 
 def _flip_about_centre(image: NDArray[Any], axis: int) -> NDArray[Any]:

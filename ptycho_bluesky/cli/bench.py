@@ -13,7 +13,7 @@ BENCHES: tuple[str, ...] = ("engines", "stitch")
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure this machine: frames per second, latency and image quality, each beside a baseline of the same run.\n\n"
+    help="Measure this machine: frames per second, latency, image quality, each beside a baseline of the same run.\n\n"
     "Every subcommand prints a table and writes the same rows with [cyan]--json FILE[/].",
 )
 for _name in BENCHES:

@@ -21,6 +21,7 @@ __all__ = [
     "LoadedModel",
     "Precision",
     "as_counts",
+    "check_frames",
     "check_model",
     "check_phase",
     "load_engine",
@@ -30,7 +31,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-EngineName = Literal["auto", "torch", "onnxruntime"]
+EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 PIXEL_TOLERANCE = 0.01
@@ -96,6 +97,20 @@ class LoadedModel:
     weight: NDArray[np.float32]
 
 
+def check_frames(counts: NDArray[Any], image_shape: tuple[int, int]) -> None:
+    """Refuse frames that are not (n, H, W) of this shape, n ≥ 1, or not real numbers.
+
+    Raises
+    ------
+    InputError
+    """
+    if counts.ndim != 3 or counts.shape[1:] != tuple(image_shape) or not len(counts) or counts.dtype.kind not in "buif":
+        raise InputError(
+            f"frames of shape {counts.shape} and type {counts.dtype}",
+            f"the model reads real frames of shape (n, {image_shape[0]}, {image_shape[1]})",
+        )
+
+
 def as_counts(counts: NDArray[Any], image_shape: tuple[int, int]) -> NDArray[np.float32]:
     """Frames as contiguous float32 (n, 1, H, W).
 
@@ -104,11 +119,7 @@ def as_counts(counts: NDArray[Any], image_shape: tuple[int, int]) -> NDArray[np.
     InputError
         The frames have another shape than the model reads.
     """
-    if counts.ndim != 3 or counts.shape[1:] != tuple(image_shape):
-        raise InputError(
-            f"frames of shape {counts.shape}",
-            f"the model reads frames of shape (n, {image_shape[0]}, {image_shape[1]})",
-        )
+    check_frames(counts, image_shape)
     return np.ascontiguousarray(counts, dtype=np.float32)[:, None]
 
 
@@ -164,7 +175,7 @@ def load_engine(
     ----------
     source : bytes or path
         See `read_model_file`.
-    engine : {"auto", "torch", "onnxruntime"}
+    engine : {"auto", "torch", "onnxruntime", "openvino"}
         ``auto``: PyTorch in bfloat16 where the processor computes in it and the architecture is ours (twice as fast
         here), else ONNX Runtime.
     num_threads : int
@@ -198,6 +209,10 @@ def load_engine(
         from ptycho_bluesky.inference.torch_engine import TorchEngine
 
         return TorchEngine(content, num_threads=num_threads, precision=precision)
+    if engine == "openvino":
+        from ptycho_bluesky.inference.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(content, num_threads=num_threads, precision=precision)
     from ptycho_bluesky.inference.onnx_engine import OnnxEngine
 
     return OnnxEngine(content, num_threads=num_threads)

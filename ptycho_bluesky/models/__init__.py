@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from ptycho_bluesky.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from ptycho_bluesky.models.network import Network
 
 __all__ = ["ARCHITECTURES", "build"]
 
-ARCHITECTURES: tuple[str, ...] = ("ptychonn2",)
+ARCHITECTURES: tuple[str, ...] = ("ptychonn2", "ptychonn", "lean24", "lean16", "lean12", "lean8")
 """Names that `build` knows."""
 
 
-def build(architecture: str) -> nn.Module:
+def build(architecture: str) -> Network:
     """Build an untrained network by its name.
 
     Parameters
@@ -25,16 +25,20 @@ def build(architecture: str) -> nn.Module:
 
     Returns
     -------
-    torch.nn.Module
-        Maps (n, 1, H, W) preprocessed frames to (n, 1, H, W) phase in rad.
+    Network
+        Maps (n, 1, H, W) preprocessed frames to the phase (n, 1, h, w) in rad of the window or its centre.
 
     Raises
     ------
     InputError
         The name is unknown.
     """
-    if architecture == "ptychonn2":
-        from ptycho_bluesky.models.ptychonn import PtychoNN2
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"architecture {architecture!r}", f"known ones are {', '.join(ARCHITECTURES)}")
+    if architecture.startswith("lean"):
+        from ptycho_bluesky.models.lean import LeanNet
 
-        return PtychoNN2()
-    raise InputError(f"architecture {architecture!r}", f"known ones are {', '.join(ARCHITECTURES)}")
+        return LeanNet(int(architecture.removeprefix("lean")))
+    from ptycho_bluesky.models.ptychonn import PtychoNN, PtychoNN2
+
+    return PtychoNN() if architecture == "ptychonn" else PtychoNN2()

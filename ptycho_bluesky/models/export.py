@@ -1,8 +1,9 @@
 """Models as ONNX files: the graph with its preprocessing inside, the weights under their own names, a manifest beside.
 
 A file of ours has two inputs, ``counts`` float32 (n, 1, H, W) with a free batch and ``count_scale`` float32 scalar, and
-one output, ``phase_rad`` float32 (n, 1, h, w). Its initialisers keep the names of the state dict, so the torch network
-is recovered from the same file. The manifest is JSON in the file's metadata under the key ``ptycho_bluesky``.
+one output, ``phase_rad`` float32 (n, 1, h, w); networks that read it have a second one, ``amplitude``. Its initialisers
+keep the names of the state dict, so the torch network is recovered from the same file. The manifest is JSON in the
+file's metadata under the key ``ptycho_bluesky``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.models import build
+from ptycho_bluesky.models.network import AMPLITUDE, IMAGE, PHASE, Network, ScaledTanh
 from ptycho_bluesky.models.onnx_file import (
     FORMAT_VERSION,
     INPUT_NAME,
@@ -33,7 +35,7 @@ from ptycho_bluesky.models.onnx_file import (
     read_manifest,
     set_manifest,
 )
-from ptycho_bluesky.models.ptychonn import SHAPE_MULTIPLE, PtychoNN2, ScaledTanh, load_state
+from ptycho_bluesky.models.ptychonn import PtychoNN2, load_state
 from ptycho_bluesky.models.reader import PhaseReader, Preprocessing
 
 __all__ = [
@@ -51,10 +53,12 @@ __all__ = [
 
 
 OFFSET_NAME = "preprocessing.offset"
+OUTPUTS = (PHASE, AMPLITUDE)
+"""Values of a network that its file answers; the phase's name is `OUTPUT_NAME`."""
 
 
 class _GraphWriter:
-    """Writes a chain of torch layers as ONNX nodes; one method a kind of layer."""
+    """Writes chains of torch layers as ONNX nodes."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -65,8 +69,8 @@ class _GraphWriter:
         self.initialisers.append(numpy_helper.from_array(np.array(value, order="C"), name))
         return name
 
-    def node(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> None:
-        output = output or f"value_{len(self.nodes)}"
+    def node(self, operator: str, inputs: list[str], **attributes: Any) -> None:
+        output = f"value_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=f"node_{len(self.nodes)}", **attributes))
         self.value = output
 
@@ -81,42 +85,65 @@ class _GraphWriter:
         scale = self.constant("preprocessing.scale", np.array(preprocessing.scale, dtype=np.float32))
         self.node("Mul", [self.value, scale])
 
+    def network(self, network: Network) -> None:
+        """Write every stage; the values that the file answers get their own names."""
+        values = {IMAGE: self.value}
+        for stage in network.stages:
+            self.value = values[stage.source]
+            for name, layer in network.get_submodule(stage.child).named_children():
+                self.layer(f"{stage.child}.{name}", layer)
+            if stage.target in OUTPUTS:
+                self.nodes[-1].output[0] = self.value = stage.target
+            values[stage.target] = self.value
+
     def layer(self, name: str, layer: nn.Module) -> None:
         match layer:
             case nn.Conv2d():
-                weight = self.constant(f"{name}.weight", layer.weight.detach().cpu().float().numpy())
-                if layer.bias is None or layer.padding != (1, 1) or layer.kernel_size != (3, 3):
-                    raise InputError(f"layer {name}: {layer}", "3×3 convolutions with padding 1 and bias are exported")
-                bias = self.constant(f"{name}.bias", layer.bias.detach().cpu().float().numpy())
-                self.node("Conv", [self.value, weight, bias], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+                self._convolution(name, layer)
             case nn.ReLU():
                 self.node("Relu", [self.value])
+            case nn.Sigmoid():
+                self.node("Sigmoid", [self.value])
             case nn.MaxPool2d():
                 self.node("MaxPool", [self.value], kernel_shape=[2, 2], strides=[2, 2])
             case nn.Upsample():
                 scales = self.constant(f"{name}.scales", np.array([1, 1, 2, 2], dtype=np.float32))
                 mode = "half_pixel"
                 self.node("Resize", [self.value, "", scales], mode="linear", coordinate_transformation_mode=mode)
+            case nn.PixelShuffle():
+                self.node("DepthToSpace", [self.value], blocksize=layer.upscale_factor, mode="CRD")
             case ScaledTanh():
                 self.node("Tanh", [self.value])
-                self.node(
-                    "Mul", [self.value, self.constant(f"{name}.pi", np.array(np.pi, dtype=np.float32))], OUTPUT_NAME
-                )
+                self.node("Mul", [self.value, self.constant(f"{name}.pi", np.array(np.pi, dtype=np.float32))])
             case _:
                 raise InputError(f"layer {name}: {layer}", "no ONNX form is known for it", "add it to models/export.py")
 
+    def _convolution(self, name: str, layer: nn.Conv2d) -> None:
+        if layer.bias is None or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+            raise InputError(f"layer {name}: {layer}", "convolutions with bias and zeros around are exported")
+        weight = self.constant(f"{name}.weight", layer.weight.detach().cpu().float().numpy())
+        bias = self.constant(f"{name}.bias", layer.bias.detach().cpu().float().numpy())
+        self.node(
+            "Conv",
+            [self.value, weight, bias],
+            kernel_shape=list(layer.kernel_size),
+            pads=[*layer.padding, *layer.padding],
+            strides=list(layer.stride),
+            group=layer.groups,
+        )
 
-def _check_shape(image_shape: tuple[int, int]) -> None:
-    if len(image_shape) != 2 or any(size <= 0 or size % SHAPE_MULTIPLE for size in image_shape):
+
+def _check_shape(image_shape: tuple[int, int], multiple: int) -> None:
+    if len(image_shape) != 2 or any(size <= 0 or size % multiple for size in image_shape):
         raise InputError(
             f"image shape {tuple(image_shape)}",
-            f"rows and columns are positive multiples of {SHAPE_MULTIPLE}",
+            f"rows and columns are positive multiples of {multiple}",
             "crop or pad the frames",
         )
 
 
 def to_onnx(
-    module: nn.Module,
+    module: Network,
     image_shape: tuple[int, int],
     count_scale_default: float = 1.0,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
@@ -126,7 +153,7 @@ def to_onnx(
 
     Parameters
     ----------
-    module : PtychoNN2
+    module : Network
         Network on preprocessed frames.
     image_shape : tuple of int
         (H, W) of the frames.
@@ -135,7 +162,8 @@ def to_onnx(
     preprocessing : Preprocessing or mapping
         ``{"sqrt": bool, "scale": float}``, or with an offset; it becomes part of the graph.
     manifest : mapping
-        JSON-able content for the file's metadata (architecture, pixel size, training runs, …).
+        JSON-able content for the file's metadata (pixel size, training runs, …). ``architecture``, the name by which
+        `ptycho_bluesky.models.build` makes the network, is "ptychonn2" where it is not stated.
 
     Returns
     -------
@@ -147,39 +175,25 @@ def to_onnx(
     InputError
         The shape does not fit, a layer has no ONNX form, or the graph disagrees with torch by more than `PARITY_RAD`.
     """
-    _check_shape(image_shape)
-    if not isinstance(module, PtychoNN2):
-        raise InputError(f"network of type {type(module).__name__}", "PtychoNN 2.0 is what can be exported")
-    if not isinstance(preprocessing, Preprocessing):
-        preprocessing = Preprocessing.from_dict(preprocessing or {})
-    if preprocessing.offset is not None and preprocessing.offset.shape != tuple(image_shape):
-        raise InputError(f"offset of shape {preprocessing.offset.shape}", f"frames have {tuple(image_shape)}")
-    writer = _GraphWriter()
-    writer.preprocess(preprocessing)
-    for part_name, part in (("encoder", module.encoder), ("decoder2", module.decoder2)):
-        for name, layer in part.named_children():
-            writer.layer(f"{part_name}.{name}", layer)
-    rows, cols = image_shape
-    graph = helper.make_graph(
-        writer.nodes,
-        "ptychonn2",
-        [
-            helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, ["n", 1, rows, cols]),
-            helper.make_tensor_value_info(SCALE_NAME, TensorProto.FLOAT, []),
-        ],
-        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["n", 1, rows, cols])],
-        writer.initialisers,
-    )
-    model = make_model(graph)
     content = {
         "version": FORMAT_VERSION,
         "architecture": "ptychonn2",
         **(manifest or {}),
-        "image_shape": [rows, cols],
-        "patch_shape": [rows, cols],
+        "image_shape": list(image_shape),
+        "patch_shape": list(module.patch_shape(image_shape)),
         "count_scale": float(count_scale_default),
-        "preprocessing": preprocessing.as_dict(),
     }
+    _check_shape(image_shape, module.shape_multiple)
+    if type(module) is not type(build(content["architecture"])):
+        raise InputError(
+            f"network of type {type(module).__name__}", f"the manifest calls it {content['architecture']!r}"
+        )
+    if not isinstance(preprocessing, Preprocessing):
+        preprocessing = Preprocessing.from_dict(preprocessing or {})
+    if preprocessing.offset is not None and preprocessing.offset.shape != tuple(image_shape):
+        raise InputError(f"offset of shape {preprocessing.offset.shape}", f"frames have {tuple(image_shape)}")
+    content["preprocessing"] = preprocessing.as_dict()
+    model = make_model(_graph(module, image_shape, preprocessing, content["architecture"]))
     set_manifest(model, content)
     onnx.checker.check_model(model, full_check=True)
     blob = model.SerializeToString(deterministic=True)
@@ -189,6 +203,28 @@ def to_onnx(
             f"exported graph differs from torch by {difference:.2e} rad", f"at most {PARITY_RAD} rad is accepted"
         )
     return blob
+
+
+def _graph(module: Network, image_shape: tuple[int, int], preprocessing: Preprocessing, name: str) -> onnx.GraphProto:
+    writer = _GraphWriter()
+    writer.preprocess(preprocessing)
+    writer.network(module)
+    patch = module.patch_shape(image_shape)
+    answered = [stage.target for stage in module.stages if stage.target in OUTPUTS]
+    return helper.make_graph(
+        writer.nodes,
+        name,
+        [
+            helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, ["n", 1, *image_shape]),
+            helper.make_tensor_value_info(SCALE_NAME, TensorProto.FLOAT, []),
+        ],
+        # the phase first, whatever the order of the stages
+        [
+            helper.make_tensor_value_info(target, TensorProto.FLOAT, ["n", 1, *patch])
+            for target in sorted(answered, key=OUTPUTS.index)
+        ],
+        writer.initialisers,
+    )
 
 
 def parity_rad(

@@ -1,31 +1,21 @@
-"""PtychoNN 2.0, exactly as published: one diffraction frame in, the phase of the object around the probe out.
+"""The published networks: one diffraction frame in, phase (and amplitude) of the object around the probe out.
 
-Architecture and weights: Babu et al., Nat. Commun. 14, 7059 (2023), and the state dict released with it.
+PtychoNN: Cherukara et al., Appl. Phys. Lett. 117, 044103 (2020). PtychoNN 2.0, its weights and the size of both: Babu
+et al., Nat. Commun. 14, 7059 (2023), and the state dict released with it.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.models.network import AMPLITUDE, IMAGE, PHASE, Network, ScaledTanh, Stage, initialise_he
 
-__all__ = ["PtychoNN2", "ScaledTanh", "load_state"]
-
-SHAPE_MULTIPLE = 16
-"""Four poolings: rows and columns of a frame are multiples of 2**4."""
-
-
-class ScaledTanh(nn.Module):
-    """π·tanh: a phase in rad."""
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Map any real tensor into (−π, π)."""
-        return math.pi * torch.tanh(value)
+__all__ = ["PtychoNN", "PtychoNN2", "load_state"]
 
 
 def _block(channels_in: int, channels_out: int, last: nn.Module) -> list[nn.Module]:
@@ -38,7 +28,22 @@ def _block(channels_in: int, channels_out: int, last: nn.Module) -> list[nn.Modu
     ]
 
 
-class PtychoNN2(nn.Module):
+def _encoder(base: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels_in, channels_out in ((1, base), (base, 2 * base), (2 * base, 4 * base), (4 * base, 8 * base)):
+        layers += _block(channels_in, channels_out, nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
+
+
+def _decoder(base: int, last: nn.Module) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    pairs = ((8 * base, 8 * base), (8 * base, 4 * base), (4 * base, 2 * base), (2 * base, base))
+    for channels_in, channels_out in pairs:
+        layers += _block(channels_in, channels_out, nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+    return nn.Sequential(*layers, nn.Conv2d(base, 1, 3, padding=1), last)
+
+
+class PtychoNN2(Network):
     """PtychoNN 2.0: 733 921 parameters, state-dict keys of the published weights.
 
     Encoder of four blocks (two 3×3 convolutions with ReLU, 2×2 max pool; 1→16→32→64→128 channels), decoder of four
@@ -48,42 +53,39 @@ class PtychoNN2(nn.Module):
     Parameters
     ----------
     initialisation : {"he", "torch"}
-        ``he``: normal weights of variance 2/fan-in and zero biases (He et al., arXiv 1502.01852), which keeps the
-        signal's size through 17 ReLU layers; ``torch``: PyTorch's default, as the released recipe has it.
+        ``he``: see `ptycho_bluesky.models.network.initialise_he`; ``torch``: PyTorch's default, as the released recipe
+        has it.
     """
+
+    stages: ClassVar[tuple[Stage, ...]] = (Stage("encoder", IMAGE, "code"), Stage("decoder2", "code", PHASE))
 
     def __init__(self, initialisation: Literal["he", "torch"] = "he") -> None:
         super().__init__()
-        encoder: list[nn.Module] = []
-        for channels_in, channels_out in ((1, 16), (16, 32), (32, 64), (64, 128)):
-            encoder += _block(channels_in, channels_out, nn.MaxPool2d(2))
-        self.encoder = nn.Sequential(*encoder)
-        decoder: list[nn.Module] = []
-        for channels_in, channels_out in ((128, 128), (128, 64), (64, 32), (32, 16)):
-            decoder += _block(
-                channels_in, channels_out, nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-            )
-        self.decoder2 = nn.Sequential(*decoder, nn.Conv2d(16, 1, 3, padding=1), ScaledTanh())
+        self.encoder = _encoder(16)
+        self.decoder2 = _decoder(16, ScaledTanh())
         if initialisation == "he":
-            for layer in self.modules():
-                if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                    nn.init.zeros_(layer.bias)
+            initialise_he(self)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Read frames.
 
-        Parameters
-        ----------
-        image : Tensor, shape (n, 1, H, W)
-            Preprocessed frames; H and W multiples of 16.
+class PtychoNN(Network):
+    """PtychoNN with 4 694 690 parameters: the levels of PtychoNN 2.0 with 32 base channels, and two decoders.
 
-        Returns
-        -------
-        Tensor, shape (n, 1, H, W)
-            Phase in rad.
-        """
-        return self.decoder2(self.encoder(image))
+    ``decoder1`` gives the amplitude (sigmoid), ``decoder2`` the phase (π·tanh); `forward` answers the phase, `values`
+    both.
+    """
+
+    stages: ClassVar[tuple[Stage, ...]] = (
+        Stage("encoder", IMAGE, "code"),
+        Stage("decoder1", "code", AMPLITUDE),
+        Stage("decoder2", "code", PHASE),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = _encoder(32)
+        self.decoder1 = _decoder(32, nn.Sigmoid())
+        self.decoder2 = _decoder(32, ScaledTanh())
+        initialise_he(self)
 
 
 def load_state(path: Path | str, *, weights_only: bool = True) -> dict[str, Tensor]:

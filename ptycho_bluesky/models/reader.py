@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.models.network import Network
 
 __all__ = ["PhaseReader", "Preprocessing"]
 
@@ -62,14 +63,14 @@ class PhaseReader(nn.Module):
 
     Parameters
     ----------
-    network : torch.nn.Module
+    network : Network
         Maps (n, 1, H, W) preprocessed frames to (n, 1, h, w).
     preprocessing : Preprocessing
     """
 
     offset: Tensor | None
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: Network, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.network = network
         self.preprocessing = preprocessing

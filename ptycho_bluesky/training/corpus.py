@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.records import LabelSet
+from ptycho_bluesky.trust.light import Light, LightScale
 
 __all__ = ["Corpus", "TrainingArrays", "join_label_sets", "read_label_set", "write_label_set"]
 
 ARRAYS = ("image", "phase_rad", "amplitude", "position_m", "frame_index", "probe", "weight")
 FORMAT_VERSION = 1
+SAME_LIGHT = 0.05
+"""Difference of a run's light up to which its counts stay as they are: it changes their roots by less than 3 %."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class TrainingArrays:
     ----------
     image : ndarray, shape (n, H, W)
         Canonical frames in counts.
-    phase_rad : ndarray of float32, shape (n, h, w)
+    phase_rad, amplitude : ndarray of float32, shape (n, h, w)
     position_m : ndarray of float64, shape (n, 2)
     run : ndarray of int64, shape (n,)
         Index into ``run_uids`` for each frame.
@@ -45,10 +48,13 @@ class TrainingArrays:
     pixel_size_m : float
         NaN when unknown.
     geometry : Geometry or None
+    light : dict
+        Of the newest run (`ptycho_bluesky.trust.Light`); the other runs' counts are brought to it.
     """
 
     image: NDArray[Any]
     phase_rad: NDArray[np.float32]
+    amplitude: NDArray[np.float32]
     position_m: NDArray[np.float64]
     run: NDArray[np.int64]
     run_uids: tuple[str, ...]
@@ -56,13 +62,14 @@ class TrainingArrays:
     probe: NDArray[Any]
     pixel_size_m: float
     geometry: Geometry | None
+    light: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.run)
 
     def select(self, rows: NDArray[Any]) -> TrainingArrays:
         """Arrays of some frames (indices or a mask), of the same runs."""
-        columns = ("image", "phase_rad", "position_m", "run")
+        columns = ("image", "phase_rad", "amplitude", "position_m", "run")
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
 
@@ -93,8 +100,9 @@ def join_label_sets(label_sets: Sequence[LabelSet]) -> TrainingArrays:
                 "train each geometry by itself",
             )
     return TrainingArrays(
-        image=np.concatenate([labels.image for labels in label_sets]),
+        image=np.concatenate([_at_light_of(last, labels) for labels in label_sets]),
         phase_rad=np.concatenate([labels.phase_rad for labels in label_sets]).astype(np.float32, copy=False),
+        amplitude=np.concatenate([labels.amplitude for labels in label_sets]).astype(np.float32, copy=False),
         position_m=np.concatenate([np.asarray(labels.position_m, dtype=np.float64) for labels in label_sets]),
         run=np.repeat(np.arange(len(label_sets)), [len(labels) for labels in label_sets]),
         run_uids=tuple(labels.run_uid for labels in label_sets),
@@ -102,7 +110,18 @@ def join_label_sets(label_sets: Sequence[LabelSet]) -> TrainingArrays:
         probe=last.probe,
         pixel_size_m=last.pixel_size_m,
         geometry=last.geometry,
+        light=dict(last.provenance.get("light") or {}),
     )
+
+
+def _at_light_of(reference: LabelSet, labels: LabelSet) -> NDArray[Any]:
+    """Frames of labels at the light of others: the edge scales a run's counts likewise before the network sees them."""
+    light, wanted = (Light.from_dict(each.provenance.get("light")) for each in (labels, reference))
+    i0 = np.array([np.nan if light.i0 is None else light.i0])
+    factor = float(LightScale(wanted, light).factors(i0)[0][0])
+    if abs(factor - 1.0) < SAME_LIGHT:
+        return labels.image
+    return labels.image.astype(np.float32) * np.float32(factor)
 
 
 def write_label_set(path: Path | str, labels: LabelSet) -> None:

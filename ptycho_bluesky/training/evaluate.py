@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.geometry import ObjectFrame
+from ptycho_bluesky.geometry import ObjectFrame, crop_centre
 from ptycho_bluesky.metrics import mosaic_ssim
 from ptycho_bluesky.models.export import from_onnx
 from ptycho_bluesky.models.reader import PhaseReader
@@ -69,7 +69,8 @@ def evaluate(model: bytes | PhaseReader, labels: LabelSet, *, num_frames: int | 
     model : bytes or PhaseReader
         Model file, or the network itself.
     labels : LabelSet
-        Of a run, or an area, that the network did not train on.
+        Of a run, or an area, that the network did not train on; of labels larger than the network's patch, the centre
+        counts.
     num_frames : int, optional
         Use the first frames only (a spiral's first frames are its centre, so the area stays whole).
 
@@ -83,15 +84,15 @@ def evaluate(model: bytes | PhaseReader, labels: LabelSet, *, num_frames: int | 
     Raises
     ------
     InputError
-        Frames of another shape than the model's.
+        Frames of another shape than the model's, or labels smaller than its patches.
     """
     if isinstance(model, bytes):
         model = from_onnx(model)[0]
-    image, truth, position = labels.image[:num_frames], labels.phase_rad[:num_frames], labels.position_m[:num_frames]
-    weight = label_weight(labels)
+    image, position = labels.image[:num_frames], labels.position_m[:num_frames]
     guess = predict(model, image)
-    if guess.shape != truth.shape:
-        raise InputError(f"the model reads patches {guess.shape[1:]}", f"labels have {truth.shape[1:]}")
+    patch_shape = (guess.shape[1], guess.shape[2])
+    truth = crop_centre(labels.phase_rad[:num_frames], patch_shape)
+    weight = crop_centre(label_weight(labels), patch_shape)
     lit = weight >= LIT_FRACTION
     error = guess - truth
     error = np.abs(error - np.median(error[:, lit]))

@@ -31,6 +31,8 @@ class BatchLoader:
         Part of each batch drawn from the new runs alone; 0 draws all alike.
     operations : sequence of str
         D4 operations of which one, drawn anew for every frame, is applied to frame and label together.
+    with_amplitude : bool
+        Give the amplitude as a second channel of the labels.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class BatchLoader:
         new_runs: Sequence[str] = (),
         new_fraction: float = 0.0,
         operations: Sequence[str] = ("identity",),
+        with_amplitude: bool = False,
     ) -> None:
         if not len(arrays):
             raise InputError("a corpus without frames", "training needs at least one frame")
@@ -49,6 +52,7 @@ class BatchLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.operations = tuple(operations)
+        self._labels = [arrays.phase_rad, arrays.amplitude] if with_amplitude else [arrays.phase_rad]
         is_new = np.array([uid in set(new_runs) for uid in arrays.run_uids])
         self._new = np.flatnonzero(is_new[arrays.run])
         self._num_new = round(batch_size * new_fraction) if 0 < len(self._new) < len(arrays) else 0
@@ -69,14 +73,15 @@ class BatchLoader:
         return np.concatenate([index, rng.choice(self._new, self._num_new)])
 
     def batch(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Counts (batch, 1, H, W) and labels (batch, 1, h, w) of a step, both float32."""
+        """Counts (batch, 1, H, W) and labels (batch, 1, h, w) of a step, both float32; two channels with amplitude."""
         index = self.indices(step)
-        image, phase = self.arrays.image[index].astype(np.float32), self.arrays.phase_rad[index]
+        image = self.arrays.image[index].astype(np.float32)
+        labels = np.stack([each[index] for each in self._labels], axis=1)
         drawn = np.random.default_rng([self.seed, 2, step]).integers(len(self.operations), size=len(index))
         for number in np.unique(drawn):
             rows, operation = drawn == number, self.operations[number]
-            image[rows], phase[rows] = apply_d4(image[rows], operation), apply_d4(phase[rows], operation)
-        return image[:, None], phase[:, None]
+            image[rows], labels[rows] = apply_d4(image[rows], operation), apply_d4(labels[rows], operation)
+        return image[:, None], labels
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from ptycho_bluesky._version import __version__
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.geometry import crop_centre
 from ptycho_bluesky.models import build
 from ptycho_bluesky.models.export import from_onnx, to_onnx
+from ptycho_bluesky.models.network import AMPLITUDE, PHASE, Network
 from ptycho_bluesky.models.ptychonn import PtychoNN2
 from ptycho_bluesky.models.reader import PhaseReader
 from ptycho_bluesky.records import LabelSet, ModelRecord, ModelStage
@@ -31,9 +33,12 @@ from ptycho_bluesky.training.corpus import Corpus, TrainingArrays, join_label_se
 from ptycho_bluesky.training.evaluate import evaluate, label_weight, predict
 from ptycho_bluesky.training.loader import BatchLoader
 from ptycho_bluesky.training.options import TrainOptions
+from ptycho_bluesky.training.physics import attach_physics
 from ptycho_bluesky.training.recipes import Plan, learning_rate, make_plan, start_preprocessing
 from ptycho_bluesky.training.registry import content_id
 from ptycho_bluesky.training.symmetry import symmetric_operations
+from ptycho_bluesky.trust.light import Light
+from ptycho_bluesky.trust.physics import PHYSICS_KEY
 
 __all__ = ["TrainResult", "TrainingStoppedError", "train"]
 
@@ -100,6 +105,7 @@ def train(
     checkpoint_dir: Path | str | None = None,
     should_stop: Callable[[], bool] | None = None,
     regime: Mapping[str, Any] | None = None,
+    reference: LabelSet | None = None,
 ) -> TrainResult:
     """Train a network on a cumulative corpus, starting from a parent.
 
@@ -123,6 +129,9 @@ def train(
         Asked between steps; when true, the state is saved and `TrainingStoppedError` raised.
     regime : mapping, optional
         Regime that the model is for, for its record.
+    reference : LabelSet, optional
+        Labels that no training has seen, of the newest run's probe and light: what is usual of the model's answers is
+        measured on them (`training.physics`); by default on ``validation``, else on the newest frames of the corpus.
 
     Returns
     -------
@@ -144,7 +153,8 @@ def train(
     torch.set_num_threads(options.num_threads)
     start = _start(options, arrays, parent)
     new_runs = tuple(uid for uid in arrays.run_uids if uid not in start.trained_runs)
-    weight = label_weight(arrays)
+    frame_shape = (int(arrays.image.shape[1]), int(arrays.image.shape[2]))
+    weight = crop_centre(label_weight(arrays), start.reader.network.patch_shape(frame_shape))
     plan = make_plan(options, len(arrays), len(new_runs), weight, start.frame_updates)
     operations = _operations(options, arrays)
     log.info(
@@ -158,6 +168,7 @@ def train(
         new_runs=new_runs,
         new_fraction=options.new_fraction,
         operations=operations,
+        with_amplitude=start.reader.network.reads_amplitude,
     )
     checkpoint = None
     if checkpoint_dir is not None:
@@ -179,12 +190,12 @@ def train(
         "mean_counts": float(np.mean(arrays.image, dtype=np.float64)),
         "patch_weight": _patch_weight(weight),
     }
-    shape = (int(arrays.image.shape[1]), int(arrays.image.shape[2]))
-    content = to_onnx(training.network, shape, 1.0, start.reader.preprocessing, manifest)
+    attach_physics(manifest, training.reader, arrays, Light.from_dict(arrays.light), reference or validation)
+    content = to_onnx(training.network, frame_shape, 1.0, start.reader.preprocessing, manifest)
     figures = evaluate(content, validation) if validation is not None else {}
     if checkpoint is not None:
         checkpoint.remove()
-    record = _record(content, manifest, shape, arrays, figures, regime)
+    record = _record(content, manifest, arrays, weight.shape, figures, regime)
     return TrainResult(content, record, figures, training.curve(), spent, time.monotonic() - began)
 
 
@@ -256,8 +267,8 @@ def _patch_weight(weight: NDArray[np.float32]) -> list[list[float]]:
 def _record(
     content: bytes,
     manifest: Mapping[str, Any],
-    shape: tuple[int, int],
     arrays: TrainingArrays,
+    patch_shape: tuple[int, ...],
     figures: Mapping[str, Any],
     regime: Mapping[str, Any] | None,
 ) -> ModelRecord:
@@ -266,13 +277,13 @@ def _record(
         parent_id=manifest["parent_id"],
         stage=ModelStage.CANDIDATE,
         architecture=manifest["architecture"],
-        image_shape=shape,
-        patch_shape=(int(arrays.phase_rad.shape[1]), int(arrays.phase_rad.shape[2])),
+        image_shape=(int(arrays.image.shape[1]), int(arrays.image.shape[2])),
+        patch_shape=(patch_shape[0], patch_shape[1]),
         pixel_size_m=float(arrays.pixel_size_m),
         count_scale=1.0,
         training_runs=tuple(manifest["training_runs"]),
         recipe=manifest["recipe"],
-        validation=dict(figures),
+        validation={**figures, PHYSICS_KEY: dict(manifest.get(PHYSICS_KEY, {}).get("figures", {}))},
         geometry=manifest["geometry"],
         regime=dict(regime or {}),
         created_s=time.time(),
@@ -310,7 +321,7 @@ class _Training:
         )
         self.reader = reader.to(self.device)
         # channels last: 1.5 times as fast as the default layout on CPUs with AVX-512
-        self.network: nn.Module = reader.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network: Network = reader.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimiser = torch.optim.Adam(self.network.parameters(), plan.peak_rate, betas=plan.betas, fused=True)
         self.weight = torch.from_numpy(plan.loss_weight).to(self.device)
         self.average = WeightAverage(self.network, plan.average_steps) if plan.average_steps else None
@@ -351,11 +362,11 @@ class _Training:
         rate = learning_rate(self.plan, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        counts, phase = (torch.from_numpy(array).to(self.device) for array in self.loader.batch(self.step))
+        counts, labels = (torch.from_numpy(array).to(self.device) for array in self.loader.batch(self.step))
         prepared = self.reader.prepare(counts).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            guess = self.network(prepared)
-        loss = ((guess.float() - phase).abs() * self.weight).mean()
+            values = self.network.values(prepared)
+        loss = self._loss(values, crop_centre(labels, self.plan.loss_weight.shape))
         self.optimiser.zero_grad()
         loss.backward()
         if math.isfinite(self.plan.clip_norm):
@@ -365,6 +376,13 @@ class _Training:
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
+
+    def _loss(self, values: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Weighted L1 of the phase in rad, and of the amplitude where the network reads it."""
+        loss = ((values[PHASE].float() - labels[:, :1]).abs() * self.weight).mean()
+        if self.network.reads_amplitude:
+            loss = loss + ((values[AMPLITUDE].float() - labels[:, 1:]).abs() * self.weight).mean()
+        return loss
 
     def _log_point(self, progress: Progress | None) -> None:
         loss = float(np.mean(self.running))
@@ -384,7 +402,8 @@ class _Training:
         if self.held_out is None:
             return
         guess = predict(self.reader, self.held_out.image)
-        error = float((np.abs(guess - self.held_out.phase_rad) * self.plan.loss_weight).mean())
+        truth = crop_centre(self.held_out.phase_rad, self.plan.loss_weight.shape)
+        error = float((np.abs(guess - truth) * self.plan.loss_weight).mean())
         self.network.train()
         if self.best is None or error < self.best[0]:
             self.best = (error, {key: value.detach().clone() for key, value in self.network.state_dict().items()})
