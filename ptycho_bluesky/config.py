@@ -140,7 +140,7 @@ class EdgeSettings(_Section):
         default=20_000, ge=1, description="Bound of the frame queue; what does not fit is counted."
     )
     display_period_s: float = Field(
-        default=0.2, gt=0, description="Period of mosaics on pvAccess and in the live plot."
+        default=0.05, gt=0, description="Period of mosaics on pvAccess and in the live plot."
     )
     tiled_period_s: float = Field(default=1.0, ge=0.5, description="Period of mosaics into Tiled while a scan runs.")
     residual_share: float = Field(
@@ -148,6 +148,10 @@ class EdgeSettings(_Section):
         ge=0,
         le=1,
         description="Part of the time that physics residuals may take; 1 checks every frame, 0 none.",
+    )
+    share_index: int = Field(default=0, ge=0, description="Which share of the frames this edge reads, from 0.")
+    share_count: int = Field(
+        default=1, ge=1, description="Edges that share one stream: each reads the ids of its index modulo this."
     )
     backfill: bool = Field(default=True, description="Read back from the file what the stream missed.")
     catch_up_runs: int = Field(

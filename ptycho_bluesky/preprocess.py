@@ -23,6 +23,8 @@ from ptycho_bluesky.geometry import D4_OPERATIONS, apply_d4
 
 __all__ = ["Canonical", "find_fault", "mask_ranges", "ranges_mask"]
 
+LARGEST = {size: 2 ** (8 * size) - 1 for size in (1, 2, 4, 8)}
+"""Largest value of an unsigned integer by its bytes."""
 FILL_NEIGHBOURS = 4
 """Nearest trusted pixels whose mean stands for one that is not."""
 MAX_UNUSABLE = 0.5
@@ -58,7 +60,7 @@ def unusable_from(dtype: np.dtype[Any], saturation_counts: float | None) -> floa
     The largest value of an unsigned type is where its counter ends, and what Dectris' detectors write into dead pixels
     and the gaps between modules (2⁸−1, 2¹⁶−1, 2³²−1).
     """
-    largest = float(np.iinfo(dtype).max) if dtype.kind == "u" else None
+    largest = float(LARGEST[dtype.itemsize]) if dtype.kind == "u" else None
     if saturation_counts is None:
         return largest
     return saturation_counts if largest is None else min(saturation_counts, largest)
@@ -250,7 +252,7 @@ def find_fault(image: NDArray[Any], frame_shape: tuple[int, int]) -> str:
         return f"shape {image.shape} instead of {tuple(frame_shape)}"
     kind = image.dtype.kind
     if kind == "u":
-        largest = np.iinfo(image.dtype).max
+        largest = LARGEST[image.dtype.itemsize]
         if image.max() == largest and np.count_nonzero(image == largest) > MAX_UNUSABLE * image.size:
             return "most pixels carry the detector's mark for unusable ones"
         return ""

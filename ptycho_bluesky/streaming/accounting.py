@@ -269,6 +269,7 @@ class Ledger:
         model: int,
         late: NDArray[np.bool_],
         residual: NDArray[np.float32],
+        flag: NDArray[np.uint8] | None = None,
     ) -> None:
         """Record frames (n,) as inferred by model number ``model`` (−1: mapped before there was a model)."""
         for log, mine, offset in self._by_segment(slots):
@@ -280,6 +281,8 @@ class Ledger:
             log.model[offset] = model
             log.late[offset] = late[mine]
             log.residual[offset] = residual[mine]
+            if flag is not None:
+                log.flag[offset] = flag[mine]
             log.highest = max(log.highest, int(offset.max()))
         if self.reasons:
             for slot in slots.tolist():

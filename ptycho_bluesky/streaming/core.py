@@ -68,6 +68,8 @@ class EdgeCore:
         False when stored runs are played back, whose times say nothing about now.
     max_batch : int
         Frames read by the network at once, at most.
+    residual_share : float
+        Part of the time that physics residuals may take; 1: every frame has one.
     on_batch : callable, optional
         ``on_batch(run, batch)`` after each batch.
     on_closed : callable, optional
@@ -88,6 +90,7 @@ class EdgeCore:
         closing: ClosingOptions | None = None,
         wall_clock: bool = True,
         max_batch: int = 64,
+        residual_share: float = 0.1,
         on_batch: Callable[[RunState, InferredBatch], None] | None = None,
         on_closed: Callable[[RunResult], None] | None = None,
         on_unknown: Callable[[str, dict[str, Any]], None] | None = None,
@@ -100,7 +103,7 @@ class EdgeCore:
         self.bad_documents = 0
         self.max_batch = max_batch
         self._options = closing or ClosingOptions()
-        self._wall_clock = wall_clock
+        self._wall_clock, self._residual_share = wall_clock, residual_share
         self._on_batch, self._on_closed, self._on_unknown = on_batch, on_closed, on_unknown
         self._closing: dict[str, Closing] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
@@ -161,7 +164,7 @@ class EdgeCore:
         if not isinstance(doc.get("ptycho"), dict):
             self._remember_closed(uid)  # no run of ours: its other documents are ignored
             return
-        run = RunState(RunDocuments(doc), live=live, wall_clock=self._wall_clock)
+        run = RunState(RunDocuments(doc), live, self._wall_clock, residual_share=self._residual_share)
         if live:
             for other in list(self.runs.values()):
                 if other.live and other.phase is Phase.OPEN and other.documents.channel == run.documents.channel:
@@ -363,6 +366,7 @@ class EdgeCore:
             "exit_status": stop.get("exit_status", ""),
             "rejected_by_reason": run.ledger.rejected_by_reason(),
             "frames_without_i0": run.flagged_i0,
+            "trust": run.trust.summary(),
             "patches_moved": run.image.moved if run.image else 0,
             "patches_given_up": run.image.given_up if run.image else 0,
             "model_errors": {model_id: text for model_id, text in run.model_errors.items() if text},

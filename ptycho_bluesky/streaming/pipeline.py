@@ -14,13 +14,13 @@ import numpy as np
 
 from ptycho_bluesky.config import EdgeSettings
 from ptycho_bluesky.inference import ModelSlot
-from ptycho_bluesky.records import FrameCounts, FrameOrigin, InferredBatch
+from ptycho_bluesky.records import FrameCounts, FrameOrigin, InferredBatch, Mosaic
 from ptycho_bluesky.streaming.closing import ClosingOptions, FileReply, FileRequest, read_file
 from ptycho_bluesky.streaming.core import EdgeCore, RunResult
 from ptycho_bluesky.streaming.frames import Frame
 from ptycho_bluesky.streaming.meters import LatencyMeter, RateMeter
 from ptycho_bluesky.streaming.run_state import Phase, RunState
-from ptycho_bluesky.streaming.sinks import EdgeStatus, EdgeUpdate, Sink
+from ptycho_bluesky.streaming.sinks import EdgeStatus, EdgeUpdate, Picture, Sink
 
 __all__ = ["EdgePipeline"]
 
@@ -32,6 +32,10 @@ MAX_BATCH_FACTOR = 8
 """A queue that has grown is worked off in batches up to this many times the usual one; larger ones are faster."""
 SNAPSHOT_SHARE = 0.1
 """Share of the time that copying the mosaic for display may take."""
+MOSAIC_PERIOD_S = 0.5
+"""Least time between two whole mosaics, with variance, maps and frame log; the phase alone is shown more often."""
+TICK_PERIOD_S = 0.005
+"""Least time between two looks at what waits for time or files."""
 
 
 class EdgePipeline:
@@ -78,6 +82,7 @@ class EdgePipeline:
             slot,
             closing=closing or ClosingOptions(backfill=self.settings.backfill),
             max_batch=self.settings.batch_size * MAX_BATCH_FACTOR,
+            residual_share=self.settings.residual_share,
             on_batch=self._batch_done,
             on_closed=self._run_closed,
             on_unknown=on_unknown,
@@ -96,9 +101,8 @@ class EdgePipeline:
         self._new_timestamps: list[np.ndarray] = []
         self._last_frame: tuple[Any, int] | None = None
         self._last_counts = FrameCounts()
-        self._residual = np.nan
         self._dirty = False
-        self._next_update_s = 0.0
+        self._next_update_s = self._next_mosaic_s = self._next_tick_s = 0.0
         self._published_model = ""
         self._threads = [
             threading.Thread(target=self._work, name="edge", daemon=True),
@@ -125,18 +129,20 @@ class EdgePipeline:
             self._documents.extend((name, doc, live) for name, doc in documents)
             self._condition.notify()
 
-    def submit_frame(self, frame: Frame) -> bool:
-        """Hand over a frame; False when the queue is full and the frame was counted and let go."""
+    def submit_frames(self, frames: Sequence[Frame]) -> int:
+        """Hand over frames; returns how many were taken: those that do not fit the queue are counted and let go."""
+        now_s = time.monotonic()
         with self._condition:
-            if len(self._frames) >= self.settings.queue_frames:
-                self._dropped += 1
-                if self._dropped == 1:
+            room = max(self.settings.queue_frames - len(self._frames), 0)
+            before = len(self._frames)
+            self._frames.extend((now_s, frame) for frame in frames[:room])
+            if len(frames) > room:
+                if not self._dropped:
                     logger.warning("the frame queue is full; frames are let go and will be read from the file")
-                return False
-            self._frames.append((time.monotonic(), frame))
-            if len(self._frames) == 1 or len(self._frames) >= self.settings.batch_size:
+                self._dropped += len(frames) - room
+            if before == 0 or before < self.settings.batch_size <= len(self._frames):
                 self._condition.notify()
-            return True
+        return min(len(frames), room)
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until every document and frame has been worked off and every stopped run is closed."""
@@ -218,15 +224,20 @@ class EdgePipeline:
         if reply is not None:
             self._reading -= 1
             self._core.file_reply(reply)
-        waiting, overruns = self._source_counters()
+        now_s = time.monotonic()
+        if documents or reply is not None or now_s >= self._next_tick_s:
+            self._next_tick_s = now_s + TICK_PERIOD_S
+            self._tick()
+        news = self._dirty or self.slot.model_id != self._published_model
+        if now_s >= self._next_update_s + (0.0 if news else IDLE_UPDATE_S):
+            self._publish()
+
+    def _tick(self) -> None:
+        waiting, _ = self._source_counters()
         self._core.tick(stream_empty=not self._frames and not waiting)
         while self._core.requests:
             self._reading += 1
             self._requests.put(self._core.requests.popleft())
-        now_s = time.monotonic()
-        news = self._dirty or self.slot.model_id != self._published_model
-        if now_s >= self._next_update_s + (0.0 if news else IDLE_UPDATE_S):
-            self._publish(waiting, overruns)
 
     def _batch_done(self, run: RunState, batch: InferredBatch) -> None:
         frames = batch.frames
@@ -239,37 +250,55 @@ class EdgePipeline:
         if self._batch_hook is not None:
             self._batch_hook(batch)
 
-    def _publish(self, waiting: int, overruns: int, final: RunResult | None = None) -> None:
+    def _publish(self, final: RunResult | None = None) -> None:
         begun_s = time.monotonic()
         self._published_model = self.slot.model_id
         run = self._core.current
-        going_on = run is not None and run.uid in self._core.runs
+        picture, mosaic = self._images(run, final, begun_s)
+        shown = picture is not None or mosaic is not None
         if final is not None:
-            self._last_counts, mosaic, geometry = final.counts, final.mosaic, final.geometry
+            self._last_counts, geometry = final.counts, final.geometry
         else:
             self._last_counts = run.counts() if run is not None else FrameCounts()
-            mosaic = run.mosaic() if run is not None and going_on and self._dirty else None
             geometry = run.documents.geometry if run is not None else None
         update = EdgeUpdate(
-            status=self._status(waiting, overruns),
+            status=self._status(),
             counts=self._last_counts,
             mosaic=mosaic,
+            picture=picture,
             complete=final is not None,
             geometry=geometry,
             frame=self._last_frame[0] if self._last_frame and self._dirty else None,
             frame_id=self._last_frame[1] if self._last_frame else 0,
-            new_ids=np.concatenate(self._new_ids) if self._new_ids else np.zeros(0, dtype=np.int64),
-            new_timestamps_s=np.concatenate(self._new_timestamps) if self._new_timestamps else np.zeros(0),
+            new_ids=np.concatenate(self._new_ids) if shown and self._new_ids else np.zeros(0, dtype=np.int64),
+            new_timestamps_s=np.concatenate(self._new_timestamps) if shown and self._new_timestamps else np.zeros(0),
             published=self._latency.published,
         )
-        self._new_ids, self._new_timestamps, self._dirty = [], [], False
+        if shown:
+            self._new_ids, self._new_timestamps, self._dirty = [], [], False
         for sink in self.sinks:
             sink.update(update)
         spent_s = time.monotonic() - begun_s
         self._next_update_s = begun_s + max(self.settings.display_period_s, spent_s / SNAPSHOT_SHARE)
 
-    def _status(self, waiting: int, overruns: int) -> EdgeStatus:
+    def _images(
+        self, run: RunState | None, final: RunResult | None, now_s: float
+    ) -> tuple[Picture | None, Mosaic | None]:
+        """What there is to show: the phase as often as asked, everything else now and then and at the end."""
+        if run is None or (final is None and (not self._dirty or run.uid not in self._core.runs)):
+            return None, None
+        mosaic = final.mosaic if final is not None else None
+        made = run.image.picture() if run.image is not None else None
+        picture = None if made is None else Picture(made[0], made[1], run.uid, run.models[-1] if run.models else "")
+        if mosaic is None and now_s >= self._next_mosaic_s:
+            mosaic = run.mosaic()
+            spent_s = time.monotonic() - now_s
+            self._next_mosaic_s = now_s + max(MOSAIC_PERIOD_S, spent_s / SNAPSHOT_SHARE)
+        return picture, mosaic
+
+    def _status(self) -> EdgeStatus:
         core = self._core
+        waiting, overruns = self._source_counters()
         p50, p99 = self._latency.quantiles_ms()
         return EdgeStatus(
             state="running" if core.busy else "ready",
@@ -281,7 +310,8 @@ class EdgePipeline:
             frames_per_s=self._rate.per_s,
             latency_p50_ms=p50,
             latency_p99_ms=p99,
-            residual=float(self._residual),
+            residual=core.current.trust.latest if core.current else np.nan,
+            flags=core.current.trust.flags().words if core.current else "",
             bad_documents=core.bad_documents,
         )
 
@@ -289,7 +319,7 @@ class EdgePipeline:
         for sink in self.sinks:
             sink.finish(result)
         if self._core.current is not None and result.mosaic.run_uid == self._core.current.uid:
-            self._publish(*self._source_counters(), final=result)
+            self._publish(final=result)
 
     # --- the file reader's thread ------------------------------------------------------------------------------------
 

@@ -120,7 +120,9 @@ def replay_run(
         if progress is not None:
             progress(done, total)
 
-    core = EdgeCore(slot, wall_clock=False, max_batch=batch_size, on_batch=count, on_closed=results.append)
+    core = EdgeCore(
+        slot, wall_clock=False, max_batch=batch_size, residual_share=1.0, on_batch=count, on_closed=results.append
+    )
     documents = list(measurement_documents(measurement))
     for name, doc in documents:
         core.document(name, doc)
@@ -205,6 +207,7 @@ def replay_documents(
         slot,
         closing=closing,
         wall_clock=False,
+        residual_share=1.0,
         on_batch=None if on_batch is None else (lambda _, batch: on_batch(batch)),
         on_closed=results.append,
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.records import Segment
+from ptycho_bluesky.trust.light import TRANSMISSION_SUFFIX, Light
 
 __all__ = ["COLUMN_SUFFIXES", "FileColumn", "RunDocuments", "SegmentEnd", "SegmentStart"]
 
@@ -66,6 +67,7 @@ class RunDocuments:
     columns: dict[str, FileColumn] = field(default_factory=dict)
     rows_announced: int = 0
     stop: Mapping[str, Any] | None = None
+    transmission: float | None = None
     _streams: dict[str, str] = field(default_factory=dict)
     _resources: dict[str, str] = field(default_factory=dict)
 
@@ -102,6 +104,11 @@ class RunDocuments:
         """(H, W) of the detector's frames, None when not stated."""
         shape = self.ptycho.get("frame_shape")
         return None if shape is None else (int(shape[0]), int(shape[1]))
+
+    @property
+    def light(self) -> Light:
+        """Light of the run: exposure, attenuation, and how the monitor reads."""
+        return Light.of_run(self.ptycho, self.transmission)
 
     @property
     def channel(self) -> str:
@@ -151,6 +158,8 @@ class RunDocuments:
                 row = data.get("first_file_row")
                 channel = str(data.get("pva_channel") or self.channel)
                 return SegmentStart(segment, time_s, channel, None if row is None else int(row))
+            elif stream == "baseline" and self.transmission is None:
+                self.transmission = next((float(v) for k, v in data.items() if k.endswith(TRANSMISSION_SUFFIX)), None)
             elif stream == "segment_ends":
                 return SegmentEnd(int(data["segment_index"]), int(data["frames_generated"]), time_s)
         except (KeyError, TypeError, ValueError) as error:

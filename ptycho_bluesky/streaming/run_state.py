@@ -24,6 +24,7 @@ from ptycho_bluesky.streaming.frames import Frame
 from ptycho_bluesky.streaming.run_documents import RunDocuments, SegmentEnd, SegmentStart
 from ptycho_bluesky.streaming.run_image import RunImage
 from ptycho_bluesky.streaming.sources_file import FileColumns
+from ptycho_bluesky.streaming.trust import RunTrust
 
 __all__ = ["Batch", "Phase", "RunState"]
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 # plain numbers: comparing an array with a member of an enumeration takes longer than the comparison
 _UNKNOWN, _ACCEPTED = int(Verdict.UNKNOWN), int(Verdict.ACCEPTED)
 _NONE, _PLANNED, _ATTRIBUTE = int(PositionSource.NONE), int(PositionSource.PLANNED), int(PositionSource.ATTRIBUTE)
+MAP_REACH = 0.125
+"""Width by which a frame counts in the map of residuals, in windows: about a third of the beam."""
 LATE_S = 1.0
 """A frame inferred later than this after its timestamp is late (design §3)."""
 
@@ -76,11 +79,13 @@ class RunState:
     ledger: Ledger = field(default_factory=Ledger)
     phase: Phase = Phase.OPEN
     models: list[str] = field(default_factory=list)
-    flagged_i0: int = 0
+    residual_share: float = 0.1
+    """Part of the run's time that residuals may take."""
     active_s: float = field(default_factory=time.monotonic)
     model_errors: dict[str, str] = field(default_factory=dict)
     _canonical: Canonical | None = None
     _image: RunImage | None = None
+    _trust: RunTrust | None = None
 
     @property
     def uid(self) -> str:
@@ -185,16 +190,19 @@ class RunState:
     def process(self, batch: Batch, model: LoadedModel | None, now_s: float) -> InferredBatch:
         """Read a batch with the model, place it in the image and enter it in the account."""
         canonical = self._canonical_for(batch.frames.image)
-        counts = canonical(batch.frames.image)
-        phase = self._infer(counts, model)
+        raw, unusable = canonical.read(batch.frames.image)
+        counts = np.ascontiguousarray(raw, dtype=np.float32)
+        factor = self.trust.factors(model, batch.frames.i0)
+        phase = self._infer(counts, model, factor)
         weight = model.weight if model is not None and phase is not None else None
         image = self._image_for(canonical)
         values = frame_moments(counts)
         frames = batch.frames
         image.add(batch.slots, frames.position_m, frames.position_source, values, phase, weight)
-        residual = np.full(len(frames), np.nan, dtype=np.float32)
+        residual, flag = np.full(len(frames), np.nan, dtype=np.float32), np.zeros(len(frames), dtype=np.uint8)
+        if model is not None and phase is not None:
+            residual, flag = self.trust.check(model, counts, phase, factor, canonical.good, unusable)
         model_id = model.model_id if model is not None and phase is not None else ""
-        self.flagged_i0 += int(np.isnan(frames.i0).sum())
         self.ledger.set_position(batch.slots, frames.position_m, frames.position_source)
         self.ledger.record(
             batch.slots,
@@ -203,12 +211,27 @@ class RunState:
             model=self._model_number(model_id),
             late=self._late(frames, now_s),
             residual=residual,
+            flag=flag,
         )
         if phase is None:
             phase = np.zeros((len(frames), 0, 0), dtype=np.float32)
         return InferredBatch(frames, phase, model_id, residual)
 
-    def _infer(self, counts: NDArray[np.float32], model: LoadedModel | None) -> NDArray[np.float32] | None:
+    @property
+    def trust(self) -> RunTrust:
+        """The checks beside its inference."""
+        if self._trust is None:
+            self._trust = RunTrust(self.documents.light, self.residual_share)
+        return self._trust
+
+    @property
+    def flagged_i0(self) -> int:
+        """Frames without a usable beam monitor."""
+        return self.trust.frames_without_i0
+
+    def _infer(
+        self, counts: NDArray[np.float32], model: LoadedModel | None, factor: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
         if model is None:
             return None
         if model.model_id not in self.model_errors:
@@ -216,7 +239,7 @@ class RunState:
         if self.model_errors[model.model_id]:
             return None
         try:
-            return model.engine.infer(counts)
+            return self.trust.scaled(model, counts, factor)
         except (InputError, RuntimeError, MemoryError) as error:
             logger.error("model %s fails on run %s: %s", model.model_id[:12], self.uid[:8], error)
             self.model_errors[model.model_id] = str(error)
@@ -337,6 +360,10 @@ class RunState:
             empty = np.zeros((1, 1), dtype=np.float32)
             frame = ObjectFrame((0.0, 0.0), self.documents.pixel_size_m or 1.0, (1, 1))
             image = MosaicImage(empty, empty, empty.astype(np.int32), empty, dict.fromkeys(MAPS, empty), frame)
+        log, maps = self.ledger.columns(), dict(image.maps)
+        if self._image is not None:
+            reach_px = MAP_REACH * self._image.patch_shape[0]
+            maps |= self.trust.maps(image, log, reach_px, final=self.phase is Phase.CLOSED)
         return Mosaic(
             phase_rad=image.phase_rad,
             weight=image.weight,
@@ -344,7 +371,7 @@ class RunState:
             variance=image.variance,
             frame=image.frame,
             run_uid=self.uid,
-            frame_log=self.ledger.columns(),
+            frame_log=log,
             model_ids=tuple(self.models),
-            maps=image.maps,
+            maps=maps,
         )

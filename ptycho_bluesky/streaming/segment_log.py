@@ -31,6 +31,7 @@ _COLUMNS: dict[str, tuple[Any, Any]] = {
     "model": (np.int32, -1),
     "late": (np.bool_, False),
     "residual": (np.float32, np.nan),
+    "flag": (np.uint8, 0),
 }
 
 
@@ -55,6 +56,7 @@ class SegmentLog:
     model: NDArray[np.int32]
     late: NDArray[np.bool_]
     residual: NDArray[np.float32]
+    flag: NDArray[np.uint8]
 
     def __init__(self, segment: Segment, time_s: float = np.nan, first_row: int | None = None) -> None:
         self.segment = segment
@@ -162,5 +164,6 @@ class SegmentLog:
             "state": self.state[:n].copy(),
             "late": self.late[:n].copy(),
             "residual": self.residual[:n].copy(),
+            "flag": self.flag[:n].copy(),
             "timestamp_s": self.timestamp_s[:n].copy(),
         }

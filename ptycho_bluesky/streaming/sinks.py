@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_bluesky.geometry import Geometry
+from ptycho_bluesky.geometry import Geometry, ObjectFrame
 from ptycho_bluesky.records import FrameCounts, Mosaic
 from ptycho_bluesky.streaming.core import RunResult
 
-__all__ = ["EdgeStatus", "EdgeUpdate", "LatestSink", "Sink"]
+__all__ = ["EdgeStatus", "EdgeUpdate", "LatestSink", "Picture", "Sink"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class EdgeStatus:
     latency_p50_ms, latency_p99_ms : float
         End of exposure to publication, over the last thousand frames; NaN before any.
     residual : float
-        Mean over the last batch, NaN while none is computed.
+        Running mean of the physics residuals, NaN while none is computed.
+    flags : str
+        What is unusual about the run, words joined by ``+``; "" for nothing.
     bad_documents : int
     """
 
@@ -50,7 +52,29 @@ class EdgeStatus:
     latency_p50_ms: float = np.nan
     latency_p99_ms: float = np.nan
     residual: float = np.nan
+    flags: str = ""
     bad_documents: int = 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The phase of a mosaic for display: what is cheap enough to make many times a second.
+
+    Attributes
+    ----------
+    phase_rad : ndarray of float32, shape (rows, cols)
+        The whole canvas at full resolution, NaN where nothing is.
+    frame : ObjectFrame
+        Its placement.
+    run_uid : str
+    model_id : str
+        Model that read the last frames.
+    """
+
+    phase_rad: NDArray[np.float32]
+    frame: ObjectFrame
+    run_uid: str
+    model_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +87,9 @@ class EdgeUpdate:
     counts : FrameCounts
         Of the current run.
     mosaic : Mosaic or None
-        Of the current run; None when it has not changed.
+        Of the current run, with every map and the frame log; None when it has not changed or was sent a moment ago.
+    picture : Picture or None
+        Its phase, as often as the display period allows; None when it has not changed or no model reads frames.
     complete : bool
         Whether this is the run's final mosaic.
     geometry : Geometry or None
@@ -72,7 +98,7 @@ class EdgeUpdate:
     frame_id : int
         Its unique id.
     new_ids : ndarray of int64
-        Unique ids that this mosaic holds and the update before did not.
+        Unique ids that this update's image holds and that of the update before did not.
     new_timestamps_s : ndarray of float64
         Ends of exposure of those that came by the stream, for the latency.
     published : callable
@@ -82,6 +108,7 @@ class EdgeUpdate:
     status: EdgeStatus
     counts: FrameCounts
     mosaic: Mosaic | None = None
+    picture: Picture | None = None
     complete: bool = False
     geometry: Geometry | None = None
     frame: NDArray[Any] | None = None
@@ -89,6 +116,11 @@ class EdgeUpdate:
     new_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     new_timestamps_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     published: Callable[[NDArray[np.float64]], None] = lambda timestamps_s: None
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is a picture or a mosaic."""
+        return self.picture is not None or self.mosaic is not None
 
 
 class Sink(Protocol):
@@ -133,9 +165,11 @@ class LatestSink:
         """Keep the update."""
         with self._lock:
             self.latest = update
-            if update.mosaic is not None:
+            if update.picture is not None:
+                self._image = update.picture.phase_rad
+            elif update.mosaic is not None:
                 self._image = display_image(update.mosaic)
-        if self._timed and update.mosaic is not None:
+        if self._timed and update.has_image:
             update.published(update.new_timestamps_s)
         if self._on_update is not None:
             self._on_update(update)

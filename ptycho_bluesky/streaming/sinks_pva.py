@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 COUNTS = tuple(FrameCounts().as_dict())
 NUMBERS = ("Queue:Depth", "Queue:Dropped", "Queue:Overruns", "Documents:Bad")
 FIGURES = ("Rate:FramesPerSecond", "Latency:P50_ms", "Latency:P99_ms", "Residual")
-TEXTS = ("Model:Id", "State", "Run:Uid")
+TEXTS = ("Model:Id", "State", "Run:Uid", "Trust:Flags")
 
 
 def id_ranges(unique_id: NDArray[np.int64]) -> str:
@@ -149,6 +149,7 @@ class PvaSink:
             "Model:Id": status.model_id,
             "Run:Uid": status.run_uid,
             "State": status.state,
+            "Trust:Flags": status.flags,
         }
         for name, value in values.items():
             self._put(name, value)

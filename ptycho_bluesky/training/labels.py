@@ -21,6 +21,7 @@ from ptycho_bluesky.reconstruction.gauge import LIT_FRACTION, flat_ramp, illumin
 from ptycho_bluesky.reconstruction.options import EngineOptions
 from ptycho_bluesky.reconstruction.prepare import frame_options
 from ptycho_bluesky.records import LabelSet, Measurement, Reconstruction
+from ptycho_bluesky.trust.light import Light
 
 __all__ = ["LabelCheck", "check_labels", "illumination_weight", "label_gauge", "make_labels"]
 
@@ -147,9 +148,19 @@ def make_labels(
             "reconstruction": {k: v for k, v in reconstruction.provenance.items() if not k.startswith("frames_")},
             "gauge": "ramp removed and circular mean of the phase 0 over the lit area of the scan",
             "interpolation": interpolation,
+            "light": _light(measurement, rows),
             "version": __version__,
         },
     )
+
+
+def _light(measurement: Measurement, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Light of the scan: what its documents state, its mean monitor, to which frames were scaled, and its counts."""
+    i0 = np.asarray(measurement.i0, dtype=np.float64)
+    good = i0[np.isfinite(i0) & (i0 > 0)]
+    counts = [float(np.sum(measurement.image[row], dtype=np.float64)) for row in rows[:: max(1, len(rows) // 100)]]
+    stated = {"i0": float(good.mean()) if len(good) else None, "mean_counts": float(np.mean(counts))}
+    return Light.from_dict({**(measurement.metadata.get("light") or {}), **stated}).as_dict()
 
 
 def _label_rows(reconstruction: Reconstruction, measurement: Measurement) -> NDArray[np.int64]:

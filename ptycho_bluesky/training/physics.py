@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.geometry import Geometry
+from ptycho_bluesky.geometry import Geometry, crop_centre
 from ptycho_bluesky.models.reader import PhaseReader
 from ptycho_bluesky.training.evaluate import predict, stitch_patches
 from ptycho_bluesky.trust.disagreement import disagreement
@@ -99,17 +99,17 @@ def measure_physics(
     image, phase = np.asarray(chosen.image[rows]), chosen.phase_rad[rows]
     power = (np.abs(probe) ** 2).sum(axis=0)
     weight = (power / power.max()).astype(np.float32)
-    law = fit_amplitude_law(phase, chosen.amplitude[rows], _centre(weight, phase.shape))
+    law = fit_amplitude_law(phase, chosen.amplitude[rows], crop_centre(weight, _shape(phase)))
     if light.mean_counts is None:
         light = Light.from_dict({**light.as_dict(), "mean_counts": float(image.sum(axis=(1, 2)).mean())})
     bare = Physics(probe, "that of the labels: no ramp, mean phase 0", law, 0.0, light)
     background = _background(bare, image, phase, chosen.amplitude[rows])
     physics = Physics(probe, bare.gauge, law, background, light)
     guess = predict(reader, image)
-    meter = ResidualMeter(physics, (guess.shape[1], guess.shape[2]))
+    meter = ResidualMeter(physics, _shape(guess))
     fit = _fit(meter, image, guess)
     floor = _fit(ResidualMeter(physics, _shape(phase)), image, phase, chosen.amplitude[rows])
-    patch_weight = _centre(weight, guess.shape)
+    patch_weight = crop_centre(weight, _shape(guess))
     patch_weight = np.where(patch_weight >= LIT_FRACTION, patch_weight, np.float32(0.0))
     mosaic = stitch_patches(guess, chosen.position_m[rows], chosen.pixel_size_m, patch_weight)
     spread = disagreement(mosaic.phase_rad, mosaic.variance, mosaic.coverage, mosaic.weight)
@@ -133,12 +133,6 @@ def _object_pixel(labels: Labels) -> bool:
 
 def _shape(patches: NDArray[Any]) -> tuple[int, int]:
     return int(patches.shape[1]), int(patches.shape[2])
-
-
-def _centre(window: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The part of a window that patches of a shape (n, h, w) cover."""
-    first = [full // 2 - part // 2 for full, part in zip(window.shape, shape[-2:], strict=True)]
-    return window[first[0] : first[0] + shape[-2], first[1] : first[1] + shape[-1]]
 
 
 def _fit(

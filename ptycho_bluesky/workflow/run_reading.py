@@ -17,6 +17,7 @@ from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.io.area_detector import read_rows
 from ptycho_bluesky.preprocess import Canonical
 from ptycho_bluesky.records import Measurement, Segment
+from ptycho_bluesky.trust.light import TRANSMISSION_SUFFIX, Light
 from ptycho_bluesky.workflow.client import get_child, jsonable
 
 __all__ = ["frame_indices", "read_measurement", "read_segments"]
@@ -166,8 +167,10 @@ def read_measurement(
     }
     if cut:
         metadata["cut_at_frame"] = int(index.max()) + 1
+    metadata["light"] = Light.of_run(ptycho, _transmission(run)).as_dict()
+    image, mask = _canonical(columns["image"][order], ptycho)
     return Measurement(
-        image=_canonical(columns["image"][order], ptycho),
+        image=image,
         position_m=columns["position_m"][order],
         frame_index=index[order],
         unique_id=columns["unique_id"][order],
@@ -176,17 +179,26 @@ def read_measurement(
         geometry=geometry,
         pixel_size_m=float(pixel),
         run_uid=uid,
+        mask=mask,
         metadata=jsonable(metadata),
     )
 
 
-def _canonical(image: NDArray[Any], ptycho: Mapping[str, Any]) -> NDArray[Any]:
-    """Frames as the edge and the network see them; those that are so already keep their type."""
-    frame_shape = (int(image.shape[1]), int(image.shape[2]))
-    canonical = Canonical.from_run(ptycho, frame_shape)
-    if canonical.orientation == "identity" and canonical.shape == frame_shape:
-        return image
-    return canonical(image)
+def _canonical(image: NDArray[Any], ptycho: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Frames as the edge and the network see them, in their own type, and the pixels that can be trusted in all."""
+    canonical = Canonical.from_run(ptycho, (int(image.shape[1]), int(image.shape[2])))
+    frames, unusable = canonical.read(image)
+    mask = canonical.good if unusable is None else np.asarray(~unusable.any(axis=0))
+    return np.ascontiguousarray(frames), None if mask.all() else mask
+
+
+def _transmission(run: Any) -> float | None:
+    """Transmission of the attenuator when the run began, from its baseline."""
+    table = _events(run, "baseline")
+    for name, values in ({} if table is None else table).items():
+        if name.endswith(TRANSMISSION_SUFFIX) and len(values):
+            return float(values[0])
+    return None
 
 
 def _read_columns(stream: Any, image_key: str, prefer_file: bool, uid: str) -> tuple[dict[str, NDArray[Any]], str]:

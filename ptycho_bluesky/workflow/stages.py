@@ -18,7 +18,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.io.products import read_reconstruction, write_reconstruction
 from ptycho_bluesky.records import LabelSet
 from ptycho_bluesky.workflow.client import jsonable
@@ -202,6 +201,7 @@ class LearningStages:
             checkpoint_dir=job.files.training,
             should_stop=stop_file.exists,
             regime=regime,
+            reference=_held_out(job),
         )
         write_bytes(job.files.model, result.content)
         write_json(job.files.record, jsonable(result.record.as_dict()))
@@ -239,7 +239,7 @@ class LearningStages:
             theirs = evaluate(Path(serving).read_bytes(), labels, num_frames=MAX_VALIDATION_FRAMES)
         decision = decide(candidate, theirs)
         record = json.loads(job.files.record.read_text())
-        record["validation"] = {**candidate, "validation": source}
+        record["validation"] = {**record.get("validation", {}), **candidate, "validation": source}
         write_json(job.files.record, jsonable(record))
         figures = {
             "validation": source,
@@ -265,10 +265,15 @@ def _validation_labels(job: Job, reserved: str | None) -> tuple[LabelSet | None,
         if kept is not None:
             return kept, f"reserved run {labels.run_uid}"
         logger.warning("the reserved run %s overlaps what was trained on", labels.run_uid)
-    try:
-        return read_label_set(job.files.held_out), "area kept out of this run"
-    except InputError:
-        return None, ""
+    held_out = _held_out(job)
+    return (None, "") if held_out is None else (held_out, "area kept out of this run")
+
+
+def _held_out(job: Job) -> LabelSet | None:
+    """Labels of the area of this run that was kept out of the corpus, if one was."""
+    from ptycho_bluesky.training.corpus import read_label_set
+
+    return read_label_set(job.files.held_out) if job.files.held_out.exists() else None
 
 
 def _trained_positions(corpus_dir: str) -> list[NDArray[np.float64]]:
