@@ -13,6 +13,7 @@ from ptycho_bluesky.inference import ModelSlot
 from ptycho_bluesky.records import InferredBatch
 from ptycho_bluesky.streaming.closing import ClosingOptions
 from ptycho_bluesky.streaming.core import RunResult
+from ptycho_bluesky.streaming.frames import Frame
 from ptycho_bluesky.streaming.pipeline import EdgePipeline
 from ptycho_bluesky.streaming.sinks import LatestSink, Sink
 from ptycho_bluesky.streaming.sinks_pva import PvaSink
@@ -73,7 +74,8 @@ class EdgeInference(DocumentRouter):
         super().__init__()
         self.slot = slot or ModelSlot()
         self.latest = LatestSink(timed=not any(isinstance(sink, PvaSink) for sink in sinks))
-        self.source = PvaFrameSource(self._take_frame) if pva else None
+        share = (settings.share_index, settings.share_count) if settings is not None else (0, 1)
+        self.source = PvaFrameSource(self._take_frames, share) if pva else None
         self.pipeline = EdgePipeline(
             self.slot,
             settings,
@@ -124,8 +126,8 @@ class EdgeInference(DocumentRouter):
         if self.source is not None and channel:
             self.source.open(channel)
 
-    def _take_frame(self, frame: Any) -> None:
-        self.pipeline.submit_frame(frame)
+    def _take_frames(self, frames: list[Frame]) -> None:
+        self.pipeline.submit_frames(frames)
 
 
 def _channel_of(name: str, doc: dict[str, Any]) -> str:

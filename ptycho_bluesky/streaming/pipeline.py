@@ -274,7 +274,7 @@ class EdgePipeline:
             new_timestamps_s=np.concatenate(self._new_timestamps) if shown and self._new_timestamps else np.zeros(0),
             published=self._latency.published,
         )
-        if shown:
+        if shown or run is None or run.uid not in self._core.runs:
             self._new_ids, self._new_timestamps, self._dirty = [], [], False
         for sink in self.sinks:
             sink.update(update)

@@ -63,6 +63,8 @@ class RunImage:
         self.keep_bytes = keep_bytes
         self.given_up = 0
         self.moved = 0
+        self.has_phase = False
+        """Whether any patch was placed."""
         self._builder: MosaicBuilder | None = None
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._kept_bytes = 0
@@ -105,7 +107,7 @@ class RunImage:
             if phase_rad is not None and weight is not None:
                 if builder.weight is not weight:
                     builder.set_weight(weight)
-                builder.add(phase_rad, position_m)
+                self.has_phase |= bool(builder.add(phase_rad, position_m).any())
         for i in np.flatnonzero(source <= _PROVISIONAL).tolist():
             phase = None if phase_rad is None else phase_rad[i].copy()
             self._keep(
@@ -125,7 +127,7 @@ class RunImage:
                 builder.add_values(kept.values[None], measured[None])
                 if kept.phase_rad is not None and kept.weight is not None:
                     builder.set_weight(kept.weight)
-                    builder.add(kept.phase_rad[None], measured[None])
+                    self.has_phase |= bool(builder.add(kept.phase_rad[None], measured[None]).any())
             elif np.abs(measured - kept.placed_m).max() > REPLACE_PX * self.pixel_size_m:
                 self._move(builder, kept, measured)
 
@@ -146,6 +148,12 @@ class RunImage:
     def snapshot(self) -> MosaicImage | None:
         """Copy of the image; None before the first frame is placed."""
         return None if self._builder is None else self._builder.snapshot()
+
+    def picture(self) -> tuple[NDArray[np.float32], ObjectFrame] | None:
+        """Copy of the phase, NaN where nothing is, and its placement; None before the first patch is placed."""
+        if self._builder is None or not self.has_phase:
+            return None
+        return self._builder.picture(), self._builder.frame
 
     def _builder_for(self, position_m: NDArray[np.float64]) -> MosaicBuilder | None:
         if self._builder is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_bluesky.records import FrameCounts, Mosaic
+from ptycho_bluesky.geometry import ObjectFrame
+from ptycho_bluesky.records import FrameCounts
 from ptycho_bluesky.streaming.core import RunResult
-from ptycho_bluesky.streaming.sinks import EdgeStatus, EdgeUpdate
+from ptycho_bluesky.streaming.sinks import EdgeStatus, EdgeUpdate, Picture
 
 __all__ = ["PvaSink", "id_ranges"]
 
@@ -23,6 +25,9 @@ COUNTS = tuple(FrameCounts().as_dict())
 NUMBERS = ("Queue:Depth", "Queue:Dropped", "Queue:Overruns", "Documents:Bad")
 FIGURES = ("Rate:FramesPerSecond", "Latency:P50_ms", "Latency:P99_ms", "Residual")
 TEXTS = ("Model:Id", "State", "Run:Uid", "Trust:Flags")
+
+FIGURE_PERIOD_S = 0.2
+"""Least time between two publications of counters and of the last frame while nothing but they changes."""
 
 
 def id_ranges(unique_id: NDArray[np.int64]) -> str:
@@ -47,8 +52,9 @@ class PvaSink:
     Notes
     -----
     ``Mosaic:Image`` and ``Mosaic:BrightField`` are NTNDArrays that any areaDetector viewer opens; their attributes hold
-    the placement of the canvas and, in ``NewUniqueIds``, the frames that came in since the image before. The server's
-    thread takes the newest update only, so a slow client sees fewer images, never old ones.
+    the placement of the canvas. ``NewUniqueIds`` of ``Mosaic:Image`` lists the frames that came in since the image
+    before; the bright field follows less often. The server's thread takes the newest update only, so a slow client sees
+    fewer images, never old ones.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -56,7 +62,10 @@ class PvaSink:
         self.prefix = prefix
         self._server = self._pva.PvaServer()
         self._numbers: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
         self._published = 0
+        self._shown_state: tuple[str, ...] = ()
+        self._next_figures_s = 0.0
         self._condition = threading.Condition()
         self._update: EdgeUpdate | None = None
         self._unlisted: list[NDArray[np.int64]] = []
@@ -70,9 +79,14 @@ class PvaSink:
         """Publish an update, unless a newer one comes first; what it lists is then listed by the newer one."""
         with self._condition:
             waiting = self._update
-            if waiting is not None and waiting.mosaic is not None and update.mosaic is None:
-                # a mosaic that waits goes out with the newer figures
-                update = replace(update, mosaic=waiting.mosaic, complete=waiting.complete, published=waiting.published)
+            if waiting is not None and waiting.has_image:
+                # an image that waits goes out with the newer figures, unless there is a newer one
+                update = replace(
+                    update,
+                    mosaic=update.mosaic or waiting.mosaic,
+                    picture=update.picture or waiting.picture,
+                    complete=update.complete or waiting.complete,
+                )
             self._update = update
             self._unlisted.append(update.new_ids)
             self._untimed.append(update.new_timestamps_s)
@@ -116,7 +130,7 @@ class PvaSink:
                     return
                 update, self._update = self._update, None
                 ids, times = self._unlisted, self._untimed
-                if update.mosaic is not None:
+                if update.has_image:
                     self._unlisted, self._untimed = [], []
             try:
                 self._publish(update, ids, times)
@@ -124,13 +138,19 @@ class PvaSink:
                 logger.exception("pvAccess publication failed")
 
     def _publish(self, update: EdgeUpdate, ids: list[NDArray[np.int64]], times: list[NDArray[np.float64]]) -> None:
-        if update.mosaic is not None:
-            self._put_mosaic(update.mosaic, np.concatenate(ids), update.complete)
+        if update.has_image:
+            self._put_images(update, id_ranges(np.concatenate(ids)))
             update.published(np.concatenate(times))
-        if update.frame is not None:
-            self._server.update(self.prefix + "Frame:Image", self._image(update.frame, update.frame_id, {}))
-        self._put_counts(update.counts)
-        self._put_status(update.status)
+        status = update.status
+        state = (status.state, status.run_uid, status.model_id, status.flags)
+        now_s = time.monotonic()
+        # figures are read by people: the image goes out more often
+        if update.complete or state != self._shown_state or now_s >= self._next_figures_s:
+            self._shown_state, self._next_figures_s = state, now_s + FIGURE_PERIOD_S
+            if update.frame is not None:
+                self._server.update(self.prefix + "Frame:Image", self._image(update.frame, update.frame_id, {}))
+            self._put_counts(update.counts)
+            self._put_status(status)
 
     def _put_counts(self, counts: FrameCounts) -> None:
         for name, value in counts.as_dict().items():
@@ -155,25 +175,30 @@ class PvaSink:
             self._put(name, value)
 
     def _put(self, name: str, value: Any) -> None:
+        if self._values.get(name) == value:
+            return
+        self._values[name] = value
         record = self._numbers[name]
         record["value"] = value
         self._server.update(self.prefix + name, record)
 
-    def _put_mosaic(self, mosaic: Mosaic, new_ids: NDArray[np.int64], complete: bool) -> None:
+    def _put_images(self, update: EdgeUpdate, new_ids: str) -> None:
+        """Publish the phase, and the bright field when there is a whole mosaic; the phase lists the new frames."""
         self._published += 1
-        attributes = {
-            "RunUid": mosaic.run_uid,
-            "Complete": int(complete),
-            "NewUniqueIds": id_ranges(new_ids),
-            "ModelId": mosaic.model_ids[-1] if mosaic.model_ids else "",
-            "OriginY_m": mosaic.frame.origin_m[0],
-            "OriginX_m": mosaic.frame.origin_m[1],
-            "PixelSize_m": mosaic.frame.pixel_size_m,
-        }
-        phase = np.where(mosaic.coverage > 0, mosaic.phase_rad, np.nan).astype(np.float32)
-        self._server.update(self.prefix + "Mosaic:Image", self._image(phase, self._published, attributes))
-        bright = np.asarray(mosaic.maps["bright_field"], dtype=np.float32)
-        self._server.update(self.prefix + "Mosaic:BrightField", self._image(bright, self._published, attributes))
+        picture, mosaic = update.picture, update.mosaic
+        if picture is None and mosaic is not None:
+            phase = np.where(mosaic.coverage > 0, mosaic.phase_rad, np.nan).astype(np.float32)
+            model_id = mosaic.model_ids[-1] if mosaic.model_ids else ""
+            picture = Picture(phase, mosaic.frame, mosaic.run_uid, model_id)
+        if picture is not None:
+            attributes = _attributes(picture.run_uid, picture.frame, update.complete, new_ids, picture.model_id)
+            image = self._image(picture.phase_rad, self._published, attributes)
+            self._server.update(self.prefix + "Mosaic:Image", image)
+        if mosaic is not None:
+            model_id = mosaic.model_ids[-1] if mosaic.model_ids else ""
+            attributes = _attributes(mosaic.run_uid, mosaic.frame, update.complete, new_ids, model_id)
+            bright = np.asarray(mosaic.maps["bright_field"], dtype=np.float32)
+            self._server.update(self.prefix + "Mosaic:BrightField", self._image(bright, self._published, attributes))
 
     def _image(self, image: NDArray[Any], unique_id: int, attributes: dict[str, Any]) -> Any:
         utility = import_module("pvapy.utility.adImageUtility").AdImageUtility
@@ -185,3 +210,15 @@ class PvaSink:
             *(pva.NtAttribute(name, kinds[type(value)](value)) for name, value in attributes.items()),
         ]
         return structure
+
+
+def _attributes(run_uid: str, frame: ObjectFrame, complete: bool, new_ids: str, model_id: str) -> dict[str, Any]:
+    return {
+        "RunUid": run_uid,
+        "Complete": int(complete),
+        "NewUniqueIds": new_ids,
+        "ModelId": model_id,
+        "OriginY_m": frame.origin_m[0],
+        "OriginX_m": frame.origin_m[1],
+        "PixelSize_m": frame.pixel_size_m,
+    }

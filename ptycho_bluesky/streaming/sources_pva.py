@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 CLIENT_QUEUE = 20_000
 SERVER_QUEUE = 1000
 GET_TIMEOUT_S = 0.2
+NAP_S = 0.002
+"""Pause after frames were taken: at kilohertz they then come a few at a time, and waking up costs less for each."""
+MAX_AT_ONCE = 256
 POSITION_Y, POSITION_X, BEAM = "SampleY_m", "SampleX_m", "I0"
 
 
@@ -42,17 +46,16 @@ def frame_of(structure: Any, channel: str, arrival_s: float) -> Frame | None:
     Frame or None
         None for a structure that holds no image at all (a channel before its first frame).
     """
-    unique_id = int(structure["uniqueId"])
-    stamp = structure["dataTimeStamp"]
-    timestamp_s = stamp["secondsPastEpoch"] + 1e-9 * stamp["nanoseconds"]
-    sizes = [int(dimension["size"]) for dimension in structure["dimension"]]
+    timestamp_s = structure["dataTimeStamp.secondsPastEpoch"] + 1e-9 * structure["dataTimeStamp.nanoseconds"]
+    sizes = [dimension["size"] for dimension in structure["dimension"]]
     value = structure["value"][0]
     if not sizes and not value:
         return None
+    # each entry is a name beside a variant that holds a structure with the value
     attributes = {entry["name"]: entry["value"][0].get("value") for entry in structure["attribute"]}
     image, fault = _image(structure, value, sizes)
     return Frame(
-        unique_id=unique_id,
+        unique_id=structure["uniqueId"],
         image=image,
         timestamp_s=timestamp_s if timestamp_s > 0 else np.nan,
         position_m=(_number(attributes.get(POSITION_Y)), _number(attributes.get(POSITION_X))),
@@ -93,16 +96,19 @@ class PvaFrameSource:
     Parameters
     ----------
     take : callable
-        ``take(frame)``; called from the channel's thread.
+        ``take(frames)`` with the frames that came together, in their order; called from the channel's thread.
+    share : tuple of int
+        ``(k, n)``: only frames whose unique id is k modulo n are read, the others are left to other edges.
 
     Notes
     -----
     The monitor is queued on both sides (``record[queueSize=…]`` at the server, a `PvObjectQueue` here): pvapy's plain
     ``subscribe`` loses 1–8 % of the frames at 2 kHz. A channel is opened once and kept, so that no frame is missed
-    between two runs; it reconnects by itself when its server comes back.
+    between two runs; it reconnects by itself when its server comes back. No Python function is called from the
+    library's own threads, and the threads here end before the interpreter does: it would take the process down.
     """
 
-    def __init__(self, take: Callable[[Frame], Any]) -> None:
+    def __init__(self, take: Callable[[list[Frame]], Any], share: tuple[int, int] = (0, 1)) -> None:
         self._pva: Any = import_module("pvaccess")
         for codec, library in missing_libraries().items():
             logger.warning(
@@ -110,7 +116,7 @@ class PvaFrameSource:
                 codec,
                 library,
             )
-        self._take = take
+        self._take, self._share = take, share
         self._channels: dict[str, tuple[Any, Any]] = {}
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
@@ -125,12 +131,12 @@ class PvaFrameSource:
                 return
             pva_queue = self._pva.PvObjectQueue(CLIENT_QUEUE)
             connection = self._pva.Channel(channel, self._pva.PVA)
-            connection.setConnectionCallback(
-                lambda connected: logger.info("%s %s", channel, "connected" if connected else "disconnected")
-            )
             connection.qMonitor(pva_queue, f"record[queueSize={SERVER_QUEUE}]field()")
             self._channels[channel] = (connection, pva_queue)
-            thread = threading.Thread(target=self._run, args=(channel, pva_queue), name=f"pva-{channel}", daemon=True)
+            arguments = (channel, connection, pva_queue)
+            thread = threading.Thread(target=self._run, args=arguments, name=f"pva-{channel}", daemon=True)
+            if not self._threads:
+                atexit.register(self.close)
             self._threads.append(thread)
         thread.start()
 
@@ -153,19 +159,43 @@ class PvaFrameSource:
             connection.stopMonitor()
         for thread in self._threads:
             thread.join(timeout_s)
+        atexit.unregister(self.close)
 
-    def _run(self, channel: str, pva_queue: Any) -> None:
+    def _run(self, channel: str, connection: Any, pva_queue: Any) -> None:
+        connected = False
         while not self._stop.is_set():
+            structures = self._drain(pva_queue)
+            if bool(structures) != connected and connection.isConnected() != connected:
+                connected = not connected
+                logger.info("%s %s", channel, "connected" if connected else "disconnected")
+            frames = self._frames(channel, structures)
+            if frames:
+                self._take(frames)
+                time.sleep(NAP_S)
+
+    def _drain(self, pva_queue: Any) -> list[Any]:
+        """Everything that waits, or the next that comes."""
+        waiting = len(pva_queue)
+        try:
+            if not waiting:
+                return [pva_queue.get(GET_TIMEOUT_S)]
+            return [pva_queue.get() for _ in range(min(waiting, MAX_AT_ONCE))]
+        except self._pva.QueueEmpty:
+            return []
+
+    def _frames(self, channel: str, structures: list[Any]) -> list[Frame]:
+        frames, arrival_s = [], time.time()
+        k, n = self._share
+        for structure in structures:
             try:
-                structure = pva_queue.get(GET_TIMEOUT_S)
-            except self._pva.QueueEmpty:
-                continue
-            try:
-                frame = frame_of(structure, channel, time.time())
-                if frame is None:
+                if n > 1 and structure["uniqueId"] % n != k:
                     continue
-                self.received += 1
-                self.faulty += bool(frame.fault)
-                self._take(frame)
+                frame = frame_of(structure, channel, arrival_s)
             except Exception:  # one structure that cannot be read must not end the stream
                 logger.exception("a structure on %s is skipped", channel)
+                continue
+            if frame is not None:
+                self.faulty += bool(frame.fault)
+                frames.append(frame)
+        self.received += len(frames)
+        return frames

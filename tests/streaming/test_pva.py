@@ -96,7 +96,7 @@ def documents(uid: str, channel: str, first: int, count: int):
 
 def test_nothing_is_lost_between_two_processes(publisher):
     frames = []
-    source = PvaFrameSource(frames.append)
+    source = PvaFrameSource(frames.extend)
     source.open(publisher.channel)
     source.open(publisher.channel)
     try:
@@ -116,7 +116,7 @@ def test_nothing_is_lost_between_two_processes(publisher):
 
 def test_a_publisher_that_comes_back_is_heard_again(publisher):
     frames = []
-    source = PvaFrameSource(frames.append)
+    source = PvaFrameSource(frames.extend)
     source.open(publisher.channel)
     try:
         wait_for(lambda: frames)
