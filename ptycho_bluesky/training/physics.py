@@ -97,6 +97,7 @@ def measure_physics(
     chosen = labels if held_out is None or not len(held_out.image) else held_out
     rows = slice(max(0, len(chosen.image) - MAX_FRAMES), None)  # the newest run's
     image, phase = np.asarray(chosen.image[rows]), chosen.phase_rad[rows]
+    probe = _at_light(probe, image, chosen.amplitude[rows])
     power = (np.abs(probe) ** 2).sum(axis=0)
     weight = (power / power.max()).astype(np.float32)
     law = fit_amplitude_law(phase, chosen.amplitude[rows], crop_centre(weight, _shape(phase)))
@@ -123,6 +124,16 @@ def measure_physics(
         figures[f"unexplained_{name}"] = _median(each.unexplained)
     figures["residual_flat"] = _median(fit.flat_residual)
     return Physics(probe, bare.gauge, law, background, light, Limits.of_frames(fit, spread), figures)
+
+
+def _at_light(
+    probe: NDArray[np.complex64], image: NDArray[Any], amplitude: NDArray[np.float32]
+) -> NDArray[np.complex64]:
+    """The probe in √counts of these frames, whatever unit its labels have it in."""
+    power = crop_centre((np.abs(probe) ** 2).sum(axis=0), _shape(amplitude))
+    through = float(np.einsum("ij,nij->", power, amplitude**2)) / len(amplitude)
+    counts = float(image.sum(axis=(1, 2), dtype=np.float64).mean())
+    return probe * np.float32(np.sqrt(counts / through)) if counts > 0 and through > 0 else probe
 
 
 def _object_pixel(labels: Labels) -> bool:
