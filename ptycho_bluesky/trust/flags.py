@@ -129,9 +129,9 @@ def flag_frames(fit: FrameFit, limits: Limits) -> NDArray[np.uint8]:
         brightness = (fit.brightness >= limits.brightness[0]) & (fit.brightness <= limits.brightness[1])
         # of a frame without contrast nothing is left to explain
         explained = (fit.unexplained <= limits.unexplained) | (fit.flat_excess < limits.contrast[0])
-    flags[~contrast] |= Flag.CONTRAST
-    flags[~explained & np.isfinite(fit.residual)] |= Flag.UNEXPLAINED
-    flags[~brightness] |= Flag.BRIGHTNESS
+    flags[~contrast] |= np.uint8(Flag.CONTRAST)
+    flags[~explained & np.isfinite(fit.residual)] |= np.uint8(Flag.UNEXPLAINED)
+    flags[~brightness] |= np.uint8(Flag.BRIGHTNESS)
     return flags
 
 
