@@ -1,0 +1,188 @@
+"""The loader gives what is in the files, in the planned order, with and without buffer, resumed or not."""
+
+from __future__ import annotations
+
+import threading
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.training.loading import DiskLoader, FrameStore, Schedule, merge_ranges
+from ptycho_bluesky.training.loading.torch_data import as_data_loader
+
+SIZES = (37, 5, 60)
+TOTAL = sum(SIZES)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Frames whose pixels and labels are their number."""
+    folder, first, paths = tmp_path_factory.mktemp("corpus"), 0, []
+    for number, size in enumerate(SIZES):
+        value = np.arange(first, first + size)
+        paths.append(folder / f"{number}.h5")
+        with h5py.File(paths[-1], "w") as file:
+            image = np.broadcast_to(value[:, None, None], (size, 4, 4)).astype(np.uint16)
+            file.create_dataset("image", data=image, chunks=(1, 4, 4), compression="gzip")
+            file["phase_rad"] = np.broadcast_to(value[:, None, None], (size, 2, 2)).astype(np.float32)
+        first += size
+    return paths
+
+
+@pytest.fixture
+def store(files):
+    opened = FrameStore(files)
+    yield opened
+    opened.close()
+
+
+@given(st.lists(st.integers(0, 200), unique=True).map(sorted), st.integers(0, 5))
+def test_ranges_hold_every_row_and_no_long_gap(rows, max_gap):
+    rows = np.array(rows, dtype=np.int64)
+    ranges = merge_ranges(rows, max_gap)
+    covered = np.concatenate([np.arange(a, b) for a, b in ranges]) if len(ranges) else rows
+    assert set(rows.tolist()) <= set(covered.tolist())
+    assert len(covered) == len(set(covered.tolist()))
+    assert (ranges[1:, 0] - ranges[:-1, 1] > max_gap).all()
+    if max_gap == 0:
+        np.testing.assert_array_equal(covered, rows)
+
+
+def test_rows_out_of_order_are_refused():
+    with pytest.raises(InputError, match="rise"):
+        merge_ranges(np.array([3, 3, 4]))
+
+
+@pytest.mark.parametrize("max_gap", [0, 3])
+def test_the_store_reads_across_files(files, max_gap):
+    store = FrameStore(files, max_gap=max_gap)
+    rows = np.array([0, 1, 2, 35, 36, 37, 41, 42, 44, 101])
+    arrays = store.read(rows)
+    np.testing.assert_array_equal(arrays["image"][:, 1, 2], rows)
+    np.testing.assert_array_equal(arrays["phase_rad"][:, 0, 1], rows)
+    assert store.frames_read == len(rows)
+    assert store.frames_read_along == (0 if max_gap == 0 else 4)
+    store.close()
+
+
+def test_rows_outside_the_store_are_refused(store):
+    with pytest.raises(InputError, match="102"):
+        store.read(np.array([TOTAL]))
+
+
+def test_files_that_differ_are_refused(files, tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["image"], file["phase_rad"] = np.zeros((3, 8, 8), np.uint16), np.zeros((3, 2, 2), np.float32)
+    with pytest.raises(InputError, match="geometry by itself"):
+        FrameStore([*files, tmp_path / "other.h5"])
+
+
+@pytest.mark.parametrize("policy", ["pin", "clairvoyant"])
+@pytest.mark.parametrize("buffer_frames", [0, 20, TOTAL])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_batches_are_the_planned_frames(files, policy, buffer_frames, world_size):
+    schedule = Schedule(TOTAL, 16, world_size, buffer_frames, policy=policy)
+    batches = list(zip(*(_numbers(files, schedule, rank) for rank in range(world_size)), strict=True))
+    assert len(batches) == 3 * schedule.steps_per_epoch
+    for number, ranks in enumerate(batches):
+        epoch, index = divmod(number, schedule.steps_per_epoch)
+        expected = list(schedule.global_batches(epoch))[index]
+        np.testing.assert_array_equal(np.sort(np.concatenate(ranks)), np.sort(expected))
+
+
+def _numbers(files, schedule, rank):
+    store = FrameStore(files)
+    loader = DiskLoader(store, schedule, rank, 3, read_ahead=3)
+    for batch in loader:
+        np.testing.assert_array_equal(batch.arrays["image"][:, 0, 0], batch.step.rows)
+        np.testing.assert_array_equal(batch.arrays["phase_rad"][:, 0, 0], batch.step.rows)
+        yield batch.step.rows
+    assert loader.counts.frames == loader.counts.held + loader.counts.read
+    assert store.frames_read == loader.counts.read
+    store.close()
+
+
+def test_reads_from_disk_are_as_few_as_can_be(store):
+    schedule = Schedule(TOTAL, 10, 1, 80)
+    loader = DiskLoader(store, schedule, 0, 4)
+    assert sum(len(batch.step.rows) for batch in loader) == 4 * TOTAL
+    assert store.frames_read == TOTAL + 3 * (TOTAL - 80)
+
+
+@pytest.mark.parametrize("policy", ["pin", "clairvoyant"])
+def test_a_resumed_loader_goes_on_with_the_same_batches(files, policy):
+    schedule = Schedule(TOTAL, 16, 1, 30, policy=policy)
+    stores = FrameStore(files), FrameStore(files)
+    whole = [batch.arrays["image"][:, 0, 0] for batch in DiskLoader(stores[0], schedule, 0, 3)]
+    resumed = [batch.arrays["image"][:, 0, 0] for batch in DiskLoader(stores[1], schedule, 0, 3, first_step=9)]
+    assert len(resumed) == len(whole) - 9
+    for ours, theirs in zip(resumed, whole[9:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for store in stores:
+        store.close()
+
+
+def test_a_loop_that_ends_early_leaves_no_thread(store):
+    before = threading.active_count()
+    iterator = iter(DiskLoader(store, Schedule(TOTAL, 4), 0, 3, read_ahead=2))
+    next(iterator)
+    iterator.close()
+    assert threading.active_count() == before
+
+
+def test_an_error_of_reading_reaches_the_loop(store):
+    store.close()
+    with pytest.raises(KeyError, match="invalid identifier"):
+        list(DiskLoader(store, Schedule(TOTAL, 4), 0, 1))
+
+
+def test_a_schedule_of_another_corpus_is_refused(store):
+    with pytest.raises(InputError, match=f"{TOTAL}"):
+        DiskLoader(store, Schedule(7, 4))
+
+
+def test_torch_loops_take_it(store):
+    loader = DiskLoader(store, Schedule(TOTAL, 25), 0, 1)
+    batches = list(as_data_loader(loader))
+    assert len(batches) == len(loader)
+    np.testing.assert_array_equal(batches[0]["image"][:, 0, 0], batches[0]["rows"])
+    assert batches[0]["gradient_weight"] == 1.0
+    assert batches[0]["phase_rad"].dtype == torch.float32
+
+
+def test_weighted_gradients_of_unequal_ranks_are_those_of_the_global_batch(files):
+    """Two ranks, one after the other, against a plain sampler: the same weights after three epochs."""
+    schedule = Schedule(TOTAL, 16, 2, 30, seed=3)
+    plain = torch.nn.Linear(16, 4, dtype=torch.float64)
+    ours = torch.nn.Linear(16, 4, dtype=torch.float64)
+    ours.load_state_dict(plain.state_dict())
+    stores = [FrameStore(files) for _ in range(3)]
+    ranks = zip(*(DiskLoader(stores[rank], schedule, rank, 3) for rank in (0, 1)), strict=True)
+    everything = stores[2].read(np.arange(TOTAL))
+    optimisers = [torch.optim.SGD(model.parameters(), lr=1e-3) for model in (plain, ours)]
+    for number, pair in enumerate(ranks):
+        epoch, index = divmod(number, schedule.steps_per_epoch)
+        rows = list(schedule.global_batches(epoch))[index]
+        _loss(plain, {name: array[rows] for name, array in everything.items()}).backward()
+        for batch in pair:
+            if len(batch.step.rows):
+                # An average over the two ranks is what DistributedDataParallel makes of their gradients.
+                (_loss(ours, batch.arrays) * batch.gradient_weight(2) / 2).backward()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+    torch.testing.assert_close(ours.weight, plain.weight, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(ours.weight, torch.zeros_like(ours.weight))
+    for store in stores:
+        store.close()
+
+
+def _loss(model, arrays):
+    image = torch.from_numpy(arrays["image"].astype(np.float64) / TOTAL).flatten(1)
+    label = torch.from_numpy(arrays["phase_rad"].astype(np.float64) / TOTAL).flatten(1)
+    return (model(image) - label).square().mean()
