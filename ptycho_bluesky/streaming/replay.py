@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.inference import LoadedModel, ModelSlot, check_model, load_model
+from ptycho_bluesky.preprocess import mask_ranges
 from ptycho_bluesky.records import FrameBatch, FrameCounts, InferredBatch, Measurement, Mosaic
 from ptycho_bluesky.streaming.closing import ClosingOptions, read_file
 from ptycho_bluesky.streaming.core import EdgeCore, RunResult
@@ -52,6 +53,8 @@ def measurement_documents(measurement: Measurement) -> Iterator[Document]:
                 "pixel_size_m": measurement.pixel_size_m,
                 "frame_shape": [height, width],
                 "scan": {"num_points": len(measurement)},
+                "light": dict(measurement.metadata.get("light") or {}),
+                "canonical": {} if measurement.mask is None else {"bad_ranges": mask_ranges(~measurement.mask)},
                 "detector": {"channel": "", "image_key": "image"},
             },
         },

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptycho_bluesky._version import __version__
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.preprocess import Canonical
 from ptycho_bluesky.reconstruction import frame_misfit
 from ptycho_bluesky.reconstruction.gauge import LIT_FRACTION, flat_ramp, illumination, lit_median, remove_ramp
 from ptycho_bluesky.reconstruction.options import EngineOptions
@@ -132,7 +133,7 @@ def make_labels(
     obj, probe, _ = label_gauge(reconstruction)
     patches = _cut_patches(obj, frame.to_px(measurement.position_m[rows]), shape, ratio, SPLINE_ORDER[interpolation])
     return LabelSet(
-        image=np.asarray(measurement.image[rows]),
+        image=_filled(np.asarray(measurement.image[rows]), measurement.mask),
         phase_rad=np.angle(patches).astype(np.float32),
         amplitude=np.abs(patches).astype(np.float32),
         position_m=measurement.position_m[rows],
@@ -152,6 +153,14 @@ def make_labels(
             "version": __version__,
         },
     )
+
+
+def _filled(image: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """Frames with untrusted pixels filled from their neighbours, as the edge fills them before the network."""
+    if mask is None or mask.all():
+        return image
+    rows, cols = image.shape[1:]
+    return Canonical((rows, cols), min(rows, cols), (rows // 2, cols // 2), bad=~mask).read(image)[0]
 
 
 def _light(measurement: Measurement, rows: NDArray[np.int64]) -> dict[str, Any]:
