@@ -42,7 +42,7 @@ def command(
     Everything is started on loopback and free ports and stopped at the end. The folder that it leaves holds a page with
     pictures ([bold]index.html[/]), [bold]report.json[/], the data and the logs.
 
-    Examples: [cyan]ptycho-bluesky demo[/] (simulated, about 12 minutes on two cores);
+    Examples: [cyan]ptycho-bluesky demo[/] (simulated, about 10 minutes on two cores);
     [cyan]ptycho-bluesky demo --scans 2 --budget 4000[/] (a quick look);
     [cyan]ptycho-bluesky demo --recorded siemens-star-small.npz.bz2[/].
     """
