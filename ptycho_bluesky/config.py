@@ -123,9 +123,11 @@ class EdgeSettings(_Section):
     """The inference consumer."""
 
     prefix: str = Field(default="PTY:edge1:", description="Prefix of the process variables that the edge serves.")
-    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where the processor computes in it."
+    engine: Literal[
+        "auto", "torch", "torch-cuda", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt"
+    ] = Field(default="auto", description="auto: the fastest on this machine that reads the same phase.")
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        default="auto", description="auto: what the engine computes fastest; int8 only once it was accepted."
     )
     num_threads: int = Field(
         default=1,

@@ -107,15 +107,18 @@ class SimulatedCorpus:
             pixel_size_m=experiment.geometry.object_pixel_m,
             geometry=experiment.geometry,
             run_uid=f"simulated-{options.seed}-{area.name}",
-            provenance={"labels": "true object", "simulated": True, **options.as_dict()},
+            provenance={
+                "labels": "true object",
+                "simulated": True,
+                "light": {"i0": float(scan.i0.mean()), "exposure_s": options.exposure_s},
+                **options.as_dict(),
+            },
         )
 
     def _true_patches(self, position_m: NDArray[np.float64]) -> NDArray[np.complex64]:
         obj, frame = self.experiment.truth()
         size = self.options.size_px
-        parts = [
-            scipy.ndimage.spline_filter(part.astype(np.float32), 3, output=np.float32) for part in (obj.real, obj.imag)
-        ]
+        parts = [scipy.ndimage.spline_filter(part, 3).astype(np.float32) for part in (obj.real, obj.imag)]
         steps = np.arange(size) - size // 2
         patches = np.empty((len(position_m), size, size), dtype=np.complex64)
         for patch, (row, col) in zip(patches, frame.to_px(position_m), strict=True):
@@ -173,7 +176,8 @@ def _spline_shift(coefficients: NDArray[np.float32], shift_px: tuple[float, floa
     for axis, part in enumerate(shift_px):
         taps = _cubic_taps(part)
         moved = np.moveaxis(value, axis, 0)
-        value = np.moveaxis(sum(tap * moved[2 + k : 2 + k + size] for k, tap in enumerate(taps)), 0, axis)
+        summed = np.sum([tap * moved[2 + k : 2 + k + size] for k, tap in enumerate(taps)], axis=0)
+        value = np.moveaxis(summed, 0, axis)
     return value
 
 

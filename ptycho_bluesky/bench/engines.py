@@ -14,7 +14,8 @@ from ptycho_bluesky.bench.eager import eager
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.bench.timing import Rates, measure_rates
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.inference.engine import Engine, EngineName, Precision, load_engine
+from ptycho_bluesky.inference import Engine, load_engine
+from ptycho_bluesky.inference.engine import EngineName, Precision
 
 __all__ = ["EngineBench", "run"]
 

@@ -35,10 +35,7 @@ def engines(
     from ptycho_bluesky.models import build
     from ptycho_bluesky.models.export import to_onnx
 
-    if weights is None:
-        content = to_onnx(build("ptychonn2"), (size, size))
-    else:
-        content = read_model_file(weights, (size, size))
+    content = read_model_file(weights, (size, size)) if weights else to_onnx(build("ptychonn2"), (size, size))
     frames = np.random.default_rng(0).poisson(20.0, (16, size, size)).astype(np.uint16)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,9 +1,7 @@
-"""What an engine is, how one is made from a model file, and whether a model fits a measurement."""
+"""What an engine is, and whether a model fits a measurement."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.stitching import weight_from_manifest
 
 __all__ = [
     "Engine",
@@ -24,15 +21,13 @@ __all__ = [
     "check_frames",
     "check_model",
     "check_phase",
-    "load_engine",
-    "load_model",
     "read_model_file",
 ]
 
-logger = logging.getLogger(__name__)
-
-EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
-Precision = Literal["auto", "float32", "bfloat16"]
+EngineName = Literal[
+    "auto", "torch", "torch-cuda", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt"
+]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 PIXEL_TOLERANCE = 0.01
 """Relative difference of pixel sizes that a model tolerates: 1 % moves the rim of a 128-pixel patch by 0.6 pixel."""
@@ -159,109 +154,6 @@ def read_model_file(source: bytes | str | Path, image_shape: tuple[int, int] | N
     if image_shape is None:
         raise InputError(f"model file {path}", "a model without manifest does not state the shape of its frames")
     return wrap_published(path, image_shape)
-
-
-def load_engine(
-    source: bytes | str | Path,
-    engine: EngineName = "auto",
-    *,
-    num_threads: int = 2,
-    precision: Precision = "auto",
-    image_shape: tuple[int, int] | None = None,
-) -> Engine:
-    """Make an engine from a model file and check that it runs.
-
-    Parameters
-    ----------
-    source : bytes or path
-        See `read_model_file`.
-    engine : {"auto", "torch", "onnxruntime", "openvino"}
-        ``auto``: PyTorch in bfloat16 where the processor computes in it and the architecture is ours (twice as fast
-        here), else ONNX Runtime.
-    num_threads : int
-        Threads for one batch.
-    precision : {"auto", "float32", "bfloat16"}
-        Of the torch engine; ONNX Runtime computes in float32.
-    image_shape : tuple of int, optional
-        (H, W), for files of others.
-
-    Raises
-    ------
-    InputError
-        The file is no usable model.
-    """
-    from ptycho_bluesky.models.export import read_manifest
-
-    content = read_model_file(source, image_shape)
-    manifest = read_manifest(content)
-    if "image_shape" not in manifest:
-        raise InputError(
-            "model file without manifest",
-            "its geometry is unknown",
-            "load it from a path with its image_shape, or wrap it with ptycho_bluesky.models.export.wrap_published",
-        )
-    if engine == "auto":
-        from ptycho_bluesky.inference.torch_engine import has_bfloat16
-
-        fast = manifest.get("architecture") and precision != "float32" and has_bfloat16()
-        engine = "torch" if fast or precision == "bfloat16" else "onnxruntime"
-    if engine == "torch":
-        from ptycho_bluesky.inference.torch_engine import TorchEngine
-
-        return TorchEngine(content, num_threads=num_threads, precision=precision)
-    if engine == "openvino":
-        from ptycho_bluesky.inference.openvino_engine import OpenVinoEngine
-
-        return OpenVinoEngine(content, num_threads=num_threads, precision=precision)
-    from ptycho_bluesky.inference.onnx_engine import OnnxEngine
-
-    return OnnxEngine(content, num_threads=num_threads)
-
-
-def load_model(
-    source: bytes | str | Path,
-    engine: EngineName = "auto",
-    *,
-    expected_id: str | None = None,
-    num_threads: int = 2,
-    precision: Precision = "auto",
-    image_shape: tuple[int, int] | None = None,
-    warm_up_frames: tuple[int, ...] = (1, 8),
-) -> LoadedModel:
-    """Load a model, verify its hash, and run it on empty frames so that its first real batch is not a slow one.
-
-    Parameters
-    ----------
-    expected_id : str, optional
-        SHA-256 that the content must have.
-    warm_up_frames : tuple of int
-        Batch sizes to run once.
-
-    Raises
-    ------
-    InputError
-        The hash differs, the file is no usable model, or its output is not finite.
-    """
-    content = read_model_file(source, image_shape)
-    model_id = hashlib.sha256(content).hexdigest()
-    if expected_id is not None and model_id != expected_id:
-        raise InputError(
-            f"model content with hash {model_id[:12]}",
-            f"the registry calls it {expected_id[:12]}",
-            "the transfer or the store is damaged: fetch or register it again",
-        )
-    loaded = load_engine(content, engine, num_threads=num_threads, precision=precision)
-    weight = weight_from_manifest(loaded.manifest, loaded.patch_shape)
-    rng = np.random.default_rng(0)
-    for n in warm_up_frames:
-        phase = loaded.infer(rng.poisson(5.0, (n, *loaded.image_shape)).astype(np.float32))
-        if phase.shape[1:] != tuple(loaded.patch_shape) or not np.isfinite(phase).all():
-            raise InputError(
-                f"model {model_id[:12]} answers with shape {phase.shape[1:]}, finite: {bool(np.isfinite(phase).all())}",
-                f"a finite phase of shape {loaded.patch_shape} is expected",
-                "do not promote it",
-            )
-    return LoadedModel(model_id, loaded, weight)
 
 
 def check_model(

@@ -1,17 +1,57 @@
-"""Inference with ONNX Runtime on the CPU."""
+"""Inference with ONNX Runtime: on the CPU, or by its CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.inference.engine import as_counts, check_phase
-from ptycho_bluesky.models.onnx_file import INPUT_NAME, OUTPUT_NAME, SCALE_NAME, open_session, read_manifest
+from ptycho_bluesky.inference.engine import Precision, as_counts, check_phase
+from ptycho_bluesky.models.onnx_file import INPUT_NAME, OUTPUT_NAME, SCALE_NAME, read_manifest
+from ptycho_bluesky.models.serving import serving_graph
 
-__all__ = ["OnnxEngine"]
+__all__ = ["OnnxEngine", "providers"]
+
+
+def providers(provider: str, precision: Precision, cache_dir: Path | None) -> list[Any]:
+    """Execution providers in the order of preference, with their options.
+
+    Parameters
+    ----------
+    provider : {"cpu", "cuda", "tensorrt"}
+    precision : str
+        TensorRT builds float16 engines unless float32 is asked for; CUDA computes float32 as the graph says.
+    cache_dir : path, optional
+        Where TensorRT keeps the engines that it has built, which takes minutes.
+
+    Raises
+    ------
+    InputError
+        The name is unknown, or the installed ONNX Runtime has no such provider.
+    """
+    cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE"})
+    tensorrt: tuple[str, dict[str, Any]] = (
+        "TensorrtExecutionProvider",
+        {
+            "trt_fp16_enable": precision in {"auto", "float16"},
+            "trt_engine_cache_enable": cache_dir is not None,
+            "trt_engine_cache_path": "" if cache_dir is None else str(cache_dir),
+        },
+    )
+    chosen: dict[str, list[Any]] = {"cpu": [], "cuda": [cuda], "tensorrt": [tensorrt, cuda]}
+    if provider not in chosen:
+        raise InputError(f"provider {provider!r}", f"known ones are {', '.join(chosen)}")
+    available = onnxruntime.get_available_providers()
+    missing = [name for name, _ in chosen[provider] if name not in available]
+    if missing:
+        raise InputError(
+            f"engine onnxruntime-{provider}", f"this ONNX Runtime has no {missing[0]}", "pip install onnxruntime-gpu"
+        )
+    return [*chosen[provider], "CPUExecutionProvider"]
 
 
 class OnnxEngine:
@@ -22,14 +62,36 @@ class OnnxEngine:
     content : bytes
         Model file of ours (files of others are wrapped before).
     num_threads : int
-        Threads for one batch.
+        Threads for one batch, of the CPU provider.
+    precision : {"auto", "float32", "float16", "int8"}
+        float16 by TensorRT alone; integers are computed where the file states them.
+    provider : {"cpu", "cuda", "tensorrt"}
+    cache_dir : path, optional
+        See `providers`.
     """
 
-    name = "onnxruntime"
-
-    def __init__(self, content: bytes, *, num_threads: int = 2) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        *,
+        num_threads: int = 2,
+        precision: Precision = "auto",
+        provider: str = "cpu",
+        cache_dir: Path | None = None,
+    ) -> None:
         self.manifest = read_manifest(content)
-        self._session = open_session(content, num_threads)
+        if precision == "bfloat16" or (precision == "float16" and provider != "tensorrt"):
+            raise InputError(f"engine onnxruntime ({provider}) in {precision}", "it computes in float32")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = num_threads
+        # waiting threads that spin take the core from the acquisition
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        chosen = providers(provider, precision, cache_dir)
+        try:
+            self._session = onnxruntime.InferenceSession(serving_graph(content), options, providers=chosen)
+        except Exception as error:
+            raise InputError(f"model for ONNX Runtime: {error}", "its graph must be one that it reads") from error
         names = {entry.name for entry in self._session.get_inputs()}
         if not {INPUT_NAME, SCALE_NAME} <= names:
             raise InputError(
@@ -37,6 +99,11 @@ class OnnxEngine:
                 f"{INPUT_NAME} and {SCALE_NAME} are expected",
                 "wrap it with ptycho_bluesky.models.export.wrap_published",
             )
+        self.precision: Precision = "int8" if self.manifest.get("quantised") else "float32"
+        if provider == "tensorrt" and precision in {"auto", "float16"} and self.precision == "float32":
+            self.precision = "float16"
+        parts = ["onnxruntime", *([] if provider == "cpu" else [provider])]
+        self.name = "-".join([*parts, *([] if self.precision == "float32" else [self.precision])])
         self.image_shape: tuple[int, int] = tuple(self.manifest["image_shape"])
         self.patch_shape: tuple[int, int] = tuple(self.manifest["patch_shape"])
         self._count_scale = float(self.manifest.get("count_scale", 1.0))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.inference.engine import LoadedModel
+from ptycho_bluesky.inference.engine import Engine, LoadedModel
 
 __all__ = ["ModelSlot"]
 
@@ -60,6 +61,32 @@ class ModelSlot:
             self._previous, self._current = self._current, model
             self._swaps += 1
         logger.info("model %s serves (%s)", model.model_id[:12], model.engine.name)
+
+    def exchange_engine(self, model_id: str, engine: Engine) -> bool:
+        """Let another engine run the same model from the next batch on; the model's id and weight stay.
+
+        Parameters
+        ----------
+        model_id : str
+            The model that the engine was built from; it may serve, or wait for a rollback.
+        engine : Engine
+            Built, checked and warm.
+
+        Returns
+        -------
+        bool
+            False when the model is no longer in the slot, and nothing was exchanged.
+        """
+        with self._lock:
+            for place in ("_current", "_previous"):
+                model: LoadedModel | None = getattr(self, place)
+                if model is not None and model.model_id == model_id:
+                    setattr(self, place, replace(model, engine=engine))
+                    break
+            else:
+                return False
+        logger.info("model %s runs by %s", model_id[:12], engine.name)
+        return True
 
     def rollback(self) -> LoadedModel:
         """Let the former model serve again.

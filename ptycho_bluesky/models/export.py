@@ -21,6 +21,7 @@ from torch import nn
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.models import build
+from ptycho_bluesky.models.lean import CentreCrop
 from ptycho_bluesky.models.network import AMPLITUDE, IMAGE, PHASE, Network, ScaledTanh
 from ptycho_bluesky.models.onnx_file import (
     FORMAT_VERSION,
@@ -60,7 +61,8 @@ OUTPUTS = (PHASE, AMPLITUDE)
 class _GraphWriter:
     """Writes chains of torch layers as ONNX nodes."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_shape: tuple[int, int]) -> None:
+        self.image_shape = image_shape
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: list[onnx.TensorProto] = []
         self.value = INPUT_NAME
@@ -100,6 +102,8 @@ class _GraphWriter:
         match layer:
             case nn.Conv2d():
                 self._convolution(name, layer)
+            case CentreCrop():
+                self._crop(name, layer.factor)
             case nn.ReLU():
                 self.node("Relu", [self.value])
             case nn.Sigmoid():
@@ -110,6 +114,8 @@ class _GraphWriter:
                 scales = self.constant(f"{name}.scales", np.array([1, 1, 2, 2], dtype=np.float32))
                 mode = "half_pixel"
                 self.node("Resize", [self.value, "", scales], mode="linear", coordinate_transformation_mode=mode)
+            case nn.PixelShuffle() if layer.upscale_factor == 1:
+                return
             case nn.PixelShuffle():
                 self.node("DepthToSpace", [self.value], blocksize=layer.upscale_factor, mode="CRD")
             case ScaledTanh():
@@ -117,6 +123,16 @@ class _GraphWriter:
                 self.node("Mul", [self.value, self.constant(f"{name}.pi", np.array(np.pi, dtype=np.float32))])
             case _:
                 raise InputError(f"layer {name}: {layer}", "no ONNX form is known for it", "add it to models/export.py")
+
+    def _crop(self, name: str, factor: int) -> None:
+        if factor == 1:
+            return
+        parts = [size // factor for size in self.image_shape]
+        first = [size // 2 - part // 2 for size, part in zip(self.image_shape, parts, strict=True)]
+        last = [start + part for start, part in zip(first, parts, strict=True)]
+        bounds = {"first": first, "last": last, "axes": [2, 3]}
+        names = [self.constant(f"{name}.{key}", np.array(value, dtype=np.int64)) for key, value in bounds.items()]
+        self.node("Slice", [self.value, *names])
 
     def _convolution(self, name: str, layer: nn.Conv2d) -> None:
         if layer.bias is None or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
@@ -182,9 +198,10 @@ def to_onnx(
         "image_shape": list(image_shape),
         "patch_shape": list(module.patch_shape(image_shape)),
         "count_scale": float(count_scale_default),
+        "architecture_options": module.options,
     }
     _check_shape(image_shape, module.shape_multiple)
-    if type(module) is not type(build(content["architecture"])):
+    if type(module) is not type(build(content["architecture"], **module.options)):
         raise InputError(
             f"network of type {type(module).__name__}", f"the manifest calls it {content['architecture']!r}"
         )
@@ -206,7 +223,7 @@ def to_onnx(
 
 
 def _graph(module: Network, image_shape: tuple[int, int], preprocessing: Preprocessing, name: str) -> onnx.GraphProto:
-    writer = _GraphWriter()
+    writer = _GraphWriter(image_shape)
     writer.preprocess(preprocessing)
     writer.network(module)
     patch = module.patch_shape(image_shape)
@@ -265,7 +282,7 @@ def from_onnx(blob: bytes) -> tuple[PhaseReader, dict[str, Any]]:
     manifest = manifest_of(model)
     if not manifest.get("architecture"):
         raise InputError("model file without the name of an architecture", "only graphs of ours turn back into torch")
-    network = build(manifest["architecture"])
+    network = build(manifest["architecture"], **manifest.get("architecture_options", {}))
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weights = {name: torch.from_numpy(arrays[name].copy()) for name in network.state_dict().keys() & arrays.keys()}
     try:

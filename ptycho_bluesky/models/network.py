@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,19 @@ class Network(nn.Module):
     ----------
     stages : tuple of Stage
         In the order in which they run; each child is a `torch.nn.Sequential`.
-    shape_multiple : int
-        Rows and columns of a frame are multiples of it.
     """
 
     stages: ClassVar[tuple[Stage, ...]]
-    shape_multiple: ClassVar[int] = 16
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `ptycho_bluesky.models.build` needs beside the name, JSON-able."""
+        return {}
+
+    @property
+    def shape_multiple(self) -> int:
+        """Rows and columns of a frame are multiples of it: four halvings."""
+        return 16
 
     def patch_shape(self, image_shape: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the answer to frames of (H, W); its centre is theirs."""

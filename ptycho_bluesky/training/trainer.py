@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ptycho_bluesky._version import __version__
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import crop_centre
-from ptycho_bluesky.models import build
+from ptycho_bluesky.models import build, network_options
 from ptycho_bluesky.models.export import from_onnx, to_onnx
 from ptycho_bluesky.models.network import AMPLITUDE, PHASE, Network
 from ptycho_bluesky.models.ptychonn import PtychoNN2
@@ -218,8 +218,9 @@ def _start(options: TrainOptions, arrays: TrainingArrays, parent: bytes | None) 
     preprocessing = start_preprocessing(options.recipe, arrays)
     if parent is None:
         torch.manual_seed(options.seed)
-        network = build(options.architecture)
-        if options.recipe == "published":
+        mean_frame = arrays.image.mean(axis=0, dtype=np.float64)
+        network = build(options.architecture, **network_options(options.architecture, mean_frame))
+        if options.recipe == "published" and options.architecture == "ptychonn2":
             network = PtychoNN2("torch")
         return _Start(PhaseReader(network, preprocessing), "", (), 0)
     reader, manifest = from_onnx(parent)

@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
-from ptycho_bluesky.inference.engine import load_model
+from ptycho_bluesky.inference import load_model
 from ptycho_bluesky.metrics import mosaic_ssim
 from ptycho_bluesky.records import LabelSet, Measurement, Reconstruction
 from ptycho_bluesky.stitching.illumination import illumination, sample_at
