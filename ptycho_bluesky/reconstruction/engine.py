@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from ptycho_bluesky._version import __version__
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
-from ptycho_bluesky.reconstruction.forward import Scan
+from ptycho_bluesky.reconstruction.forward import Scan, frame_errors
 from ptycho_bluesky.reconstruction.gauge import fix_gauge
-from ptycho_bluesky.reconstruction.options import EngineOptions, EpieOptions
-from ptycho_bluesky.reconstruction.pie import frame_errors, run_epie
+from ptycho_bluesky.reconstruction.options import EngineOptions, EpieOptions, PieOptions
+from ptycho_bluesky.reconstruction.passes import EngineState, Progress, make_engine, run_passes
 from ptycho_bluesky.reconstruction.prepare import Selection, prepare_scan, select_frames, torch_threads
-from ptycho_bluesky.reconstruction.starting_probe import ProbeStart, starting_probe
+from ptycho_bluesky.reconstruction.starting_probe import starting_probe
 from ptycho_bluesky.records import Measurement, Reconstruction
 
-__all__ = ["Progress", "frame_misfit", "reconstruct"]
+__all__ = ["EngineState", "Progress", "frame_misfit", "reconstruct"]
 
-Progress = Callable[[int, int, float], None]
-"""Called with (passes done, passes in all, error)."""
 MARGIN_PX = 8
 """Pixels of the object around the outermost windows."""
 
@@ -38,6 +36,8 @@ def reconstruct(
     object: NDArray[Any] | None = None,  # noqa: A002 - the field's name of what is reconstructed
     rows: ArrayLike | None = None,
     progress: Progress | None = None,
+    resume: EngineState | Path | str | None = None,
+    checkpoint: Path | str | None = None,
 ) -> Reconstruction:
     """Reconstruct object and probe of a measurement.
 
@@ -55,6 +55,11 @@ def reconstruct(
         Rows of the measurement to use, e.g. those of one area.
     progress : callable, optional
         Called with (passes done, passes in all, error) after each pass; an exception in it ends the reconstruction.
+    resume : EngineState or path, optional
+        Go on from the state of an interrupted reconstruction of the same measurement with the same options: the result
+        is that of one never interrupted.
+    checkpoint : path, optional
+        Where to write the state after each pass.
 
     Returns
     -------
@@ -67,73 +72,123 @@ def reconstruct(
     InputError
         The measurement cannot be reconstructed: shapes, counts, positions, probe or options are wrong.
     """
-    with torch_threads((options := options or EpieOptions()).threads):
-        return _reconstruct(measurement, options, probe, object, rows, progress)
+    options = options or EpieOptions()
+    with torch_threads(_torch_threads(options)):
+        started_s, clock = time.time(), time.perf_counter()
+        selection = select_frames(measurement, options, rows)
+        # The object holds the windows of the held-out frames too, and stays around them when the gauge shifts it.
+        looked_at = np.concatenate([selection.used, selection.held_out])
+        size = int(np.shape(measurement.image)[-1])
+        frame = ObjectFrame.around(measurement.position_m[looked_at], size, measurement.step_px_m, MARGIN_PX)
+        state = EngineState.load(resume) if isinstance(resume, Path | str) else resume
+        keep = None if checkpoint is None else lambda now: now.save(checkpoint)
+        if state is None:
+            start = starting_probe(measurement, options, probe=probe, selection=selection)
+            waves = _starting_object(object, frame), start.wave
+            source = start.source
+        else:
+            _check_state(state, options, frame, len(selection.used))
+            waves, source = (state.obj, state.probe), "resumed"
+        found = _run(measurement, options, selection, frame, waves, progress, state, keep)
+        provenance = {
+            **_provenance(measurement, selection, source),
+            "started_s": started_s,
+            "duration_s": time.perf_counter() - clock,
+            "passes": len(found.error),
+            "held_out_error": found.held_out_error.tolist(),
+        }
+        measured_m = measurement.position_m[selection.used]
+        position_m = frame.to_m(found.position_px) if options.correct_positions else measured_m
+        return _finished(measurement, options, frame, position_m, found, provenance)
 
 
-def _reconstruct(
+def _torch_threads(options: EngineOptions) -> int:
+    """Threads of torch; on a CPU the ePIE family has threads of its own, each with a part of a batch."""
+    return 1 if isinstance(options, PieOptions) and options.device == "cpu" else options.threads
+
+
+def _run(
     measurement: Measurement,
     options: EngineOptions,
-    probe: NDArray[Any] | None,
-    object: NDArray[Any] | None,  # noqa: A002
-    rows: ArrayLike | None,
+    selection: Selection,
+    frame: ObjectFrame,
+    waves: tuple[NDArray[Any], NDArray[Any]],
     progress: Progress | None,
-) -> Reconstruction:
-    started_s, clock = time.time(), time.perf_counter()
-    selection = select_frames(measurement, options, rows)
-    start = starting_probe(measurement, options, probe=probe, selection=selection)
-    size = int(np.shape(measurement.image)[-1])
-    # The object holds the windows of the held-out frames too, and stays around them when the gauge shifts it.
-    looked_at = np.concatenate([selection.used, selection.held_out])
-    frame = ObjectFrame.around(measurement.position_m[looked_at], size, measurement.step_px_m, MARGIN_PX)
+    state: EngineState | None,
+    keep: Callable[[EngineState], None] | None,
+) -> EngineState:
+    """Run the engine from a starting object and probe."""
     scan = prepare_scan(measurement, selection.used, frame, options)
-    wave = torch.from_numpy(start.wave).to(scan.ramp_row)
-    obj, modes, error = _engine(options)(scan, _starting_object(object, frame, wave), wave, options, progress)
-    if not np.isfinite(error[-1]):
-        raise InputError(f"the reconstruction diverged (error {error[-1]})", "", "use smaller steps or another probe")
-    position_m = measurement.position_m[selection.used]
-    final, fixed, frame = fix_gauge(obj.cpu().numpy(), modes.cpu().numpy(), frame, position_m)
+    measured_px = scan.position_px
+    if state is not None:
+        scan = scan.moved(state.position_px)
+    obj, probe = (torch.from_numpy(np.array(wave)).to(scan.ramp_row) for wave in waves)
+    held_out = prepare_scan(measurement, selection.held_out, frame, options) if options.patience else None
+    engine = make_engine(scan, obj, probe, options)
+    return run_passes(
+        engine, options, measured_px=measured_px, held_out=held_out, progress=progress, state=state, keep=keep
+    )
+
+
+def _finished(
+    measurement: Measurement,
+    options: EngineOptions,
+    frame: ObjectFrame,
+    position_m: NDArray[np.float64],
+    state: EngineState,
+    provenance: dict[str, Any],
+) -> Reconstruction:
+    """The state in the package's gauge."""
+    obj, probe, frame = fix_gauge(state.obj, state.probe, frame, position_m)
     kind = np.complex128 if options.dtype == "complex128" else np.complex64
     return Reconstruction(
-        object=final.astype(kind),
-        probe=fixed.astype(kind),
+        object=obj.astype(kind),
+        probe=probe.astype(kind),
         position_m=position_m,
         frame=frame,
-        error=error,
+        error=state.error,
         geometry=measurement.geometry,
         engine=options.engine,
         options=options.model_dump(),
         run_uid=measurement.run_uid,
-        provenance={
-            **_provenance(measurement, selection, start),
-            "started_s": started_s,
-            "duration_s": time.perf_counter() - clock,
-        },
+        provenance=provenance,
     )
 
 
-def _engine(options: EngineOptions) -> Callable[..., tuple[Tensor, Tensor, NDArray[np.float64]]]:
-    if isinstance(options, EpieOptions):
-        return run_epie
-    raise InputError(f"options of type {type(options).__name__}", "no engine takes them", "use EpieOptions")
+def _check_state(state: EngineState, options: EngineOptions, frame: ObjectFrame, frames: int) -> None:
+    """Refuse a state that belongs to another measurement or engine.
+
+    Raises
+    ------
+    InputError
+        It does.
+    """
+    if state.options.get("engine") != options.engine:
+        raise InputError(f"a state of engine {state.options.get('engine')}", f"the engine is {options.engine}")
+    if state.obj.shape != frame.shape or len(state.position_px) != frames:
+        raise InputError(
+            f"a state of {len(state.position_px)} frames and an object of {state.obj.shape}",
+            f"the measurement has {frames} and {frame.shape}",
+            "resume the measurement and rows that the state was saved from",
+        )
 
 
-def _starting_object(obj: NDArray[Any] | None, frame: ObjectFrame, like: Tensor) -> Tensor:
+def _starting_object(obj: NDArray[Any] | None, frame: ObjectFrame) -> NDArray[Any]:
     if obj is None:
-        return torch.ones(frame.shape, dtype=like.dtype, device=like.device)
+        return np.ones(frame.shape, dtype=np.complex64)
     if np.shape(obj) != frame.shape:
         raise InputError(f"starting object of shape {np.shape(obj)}", f"the positions ask for {frame.shape}")
     if not np.isfinite(obj).all():
         raise InputError("a starting object that is not finite", "every pixel has a transmission")
-    return torch.from_numpy(np.array(obj, dtype=np.complex128)).to(like)
+    return np.asarray(obj, dtype=np.complex128)
 
 
-def _provenance(measurement: Measurement, selection: Selection, start: ProbeStart) -> dict[str, Any]:
+def _provenance(measurement: Measurement, selection: Selection, source: str) -> dict[str, Any]:
     return {
         "frames_used": np.asarray(measurement.frame_index)[selection.used].tolist(),
         "frames_held_out": np.asarray(measurement.frame_index)[selection.held_out].tolist(),
         "frames_excluded": dict(selection.excluded),
-        "probe_start": start.source,
+        "probe_start": source,
         "gauge": "probe centred, object flat, over the light mean |O|² = 1 and phase of mean O = 0",
         "pixel_size_known": measurement.pixel_size_m is not None,
         "versions": {"ptycho_bluesky": __version__, "torch": torch.__version__, "numpy": np.__version__},

@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = [
     "Scan",
     "far_field",
+    "frame_errors",
     "frame_ramps",
     "gather",
     "intensity",
@@ -57,6 +58,15 @@ class Scan:
 
     def __len__(self) -> int:
         return len(self.corner)
+
+    @property
+    def position_px(self) -> NDArray[np.float64]:
+        """(row, col) of each probe's centre in indices of the object, shape (n, 2)."""
+        return self.corner + self.size_px // 2 + self.rest_px
+
+    def moved(self, position_px: NDArray[np.float64]) -> Scan:
+        """The same frames at other positions (n, 2)."""
+        return Scan.prepare(self.amplitude, self.trusted, position_px, self.ramp_row.dtype)
 
     @property
     def size_px(self) -> int:
@@ -165,3 +175,19 @@ def far_field(waves: Tensor) -> Tensor:
 def rows_of(indices: Sequence[int] | NDArray[np.int64], device: torch.device) -> Tensor:
     """Row numbers as a tensor on the device."""
     return torch.as_tensor(np.asarray(indices, dtype=np.int64), device=device)
+
+
+def frame_errors(scan: Scan, obj: Tensor, probe: Tensor, batch_size: int = 64) -> NDArray[np.float64]:
+    """Σ(|F| − √I)² of each frame, shape (n,), without updating anything."""
+    spectrum = torch.fft.fft2(probe)
+    errors = []
+    for first in range(0, len(scan), batch_size):
+        rows = np.arange(first, min(first + batch_size, len(scan)))
+        index = rows_of(rows, obj.device)
+        probes = torch.fft.ifft2(spectrum * frame_ramps(scan, index))
+        wave = far_field(probes * gather(obj, scan.corner[rows], scan.size_px)[:, None])
+        gap = scan.amplitude[index] - intensity(wave).sqrt_()
+        if scan.trusted is not None:
+            gap *= scan.trusted
+        errors.append(gap.square().sum(dim=(1, 2)).double().cpu().numpy())
+    return np.concatenate(errors)

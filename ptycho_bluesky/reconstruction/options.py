@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ptycho_bluesky.config import ReconstructSettings
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["EngineOptions", "EpieOptions"]
+__all__ = ["ENGINES", "CgOptions", "EngineOptions", "EpieOptions", "PieOptions", "RpieOptions", "engine_options"]
 
 
 class EngineOptions(BaseModel):
@@ -19,10 +19,24 @@ class EngineOptions(BaseModel):
     engine: ClassVar[str] = ""
 
     iterations: int = Field(default=60, ge=1, description="Passes over all frames.")
-    batch_size: int = Field(default=16, ge=1, description="Frames of one simultaneous update.")
+    batch_size: int = Field(default=16, ge=1, description="Frames of one simultaneous update; 1: strictly one by one.")
     probe_modes: int = Field(default=1, ge=1, le=20, description="Mutually incoherent modes of the illumination.")
     update_probe: bool = Field(default=True, description="False keeps the starting probe.")
     probe_start: int = Field(default=1, ge=0, description="Passes before the probe is first updated.")
+    correct_positions: bool = Field(default=False, description="Refine the positions of the frames.")
+    position_start: int = Field(default=10, ge=0, description="Passes before the positions are first refined.")
+    max_correction_px: float = Field(
+        default=6.0, gt=0.0, le=7.0, description="Largest distance of a refined position from the measured one."
+    )
+    stop_error: float = Field(
+        default=0.0, ge=0.0, description="End when the diffraction error of a pass is at or below this; 0: never."
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        description="End when the error of the held-out frames has not fallen for so many passes, and return the "
+        "best; 0: never.",
+    )
     holdout_fraction: float = Field(
         default=0.05,
         ge=0.0,
@@ -61,10 +75,8 @@ class EngineOptions(BaseModel):
         return cls.of(**{**common, **values})
 
 
-class EpieOptions(EngineOptions):
-    """Options of ePIE (Maiden & Rodenburg, Ultramicroscopy 109, 1256, 2009) in mini-batches."""
-
-    engine: ClassVar[str] = "epie"
+class PieOptions(EngineOptions):
+    """What the engines of the ePIE family share."""
 
     alpha_object: float = Field(default=1.0, gt=0.0, le=2.0, description="Step of the object.")
     alpha_probe: float = Field(default=1.0, gt=0.0, le=2.0, description="Step of the probe.")
@@ -75,3 +87,57 @@ class EpieOptions(EngineOptions):
         description="Last part of the passes, over which both steps shrink: averages noise.",
     )
     settle_to: float = Field(default=0.1, gt=0.0, le=1.0, description="Factor of the steps in the last pass.")
+
+
+class EpieOptions(PieOptions):
+    """Options of ePIE (Maiden & Rodenburg, Ultramicroscopy 109, 1256, 2009) in mini-batches."""
+
+    engine: ClassVar[str] = "epie"
+
+
+class RpieOptions(PieOptions):
+    """Options of rPIE with momentum (Maiden, Johnson & Li, Optica 4, 736, 2017) in mini-batches."""
+
+    engine: ClassVar[str] = "rpie"
+
+    regularise_object: float = Field(
+        default=0.1, gt=0.0, le=1.0, description="Weight of the light's peak in the object's divisor; 1: as ePIE."
+    )
+    regularise_probe: float = Field(
+        default=1.0, gt=0.0, le=1.0, description="Weight of the object's peak in the probe's divisor; 1: as ePIE."
+    )
+    momentum: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Part of the velocity that is kept from one push to the next; 0: none."
+    )
+    momentum_frames: int = Field(default=100, ge=1, description="Frames between two pushes by the velocity.")
+
+
+class CgOptions(EngineOptions):
+    """Options of the maximum-likelihood conjugate-gradient engine; every iteration sees all frames at once."""
+
+    engine: ClassVar[str] = "cg"
+
+    noise: Literal["gaussian", "poisson"] = Field(
+        default="gaussian", description="Of the amplitudes (constant variance), or of the counts."
+    )
+    poisson_floor: float = Field(
+        default=1e-2, gt=0.0, description="Counts added to the model's in the Poisson likelihood: keeps it finite."
+    )
+    armijo: float = Field(default=1e-4, gt=0.0, lt=0.5, description="Part of the predicted decrease that is asked for.")
+
+
+ENGINES: dict[str, type[EngineOptions]] = {kind.engine: kind for kind in (EpieOptions, RpieOptions, CgOptions)}
+"""Options of each engine by its name."""
+
+
+def engine_options(engine: str) -> type[EngineOptions]:
+    """Options class of an engine by its name.
+
+    Raises
+    ------
+    InputError
+        There is no such engine.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r}", f"it is one of {', '.join(ENGINES)}")
+    return ENGINES[engine]

@@ -16,7 +16,7 @@ from ptycho_bluesky.fourier import fftfreq, fftshift, ifft2
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.reconstruction.forward import Scan
 from ptycho_bluesky.reconstruction.options import EngineOptions, EpieOptions
-from ptycho_bluesky.reconstruction.pie import run_epie
+from ptycho_bluesky.reconstruction.pie import Pie
 from ptycho_bluesky.reconstruction.prepare import Selection, mean_counts, prepare_scan, select_frames, torch_threads
 from ptycho_bluesky.records import Measurement
 from ptycho_bluesky.simulation.optics import ZonePlate, zone_plate_probe
@@ -190,7 +190,8 @@ def probe_from_mean_frame(
         wave = _defocused(pupil, fraction)
         probe = torch.from_numpy(wave)[None].to(scan.ramp_row)
         obj = torch.ones(frame.shape, dtype=probe.dtype, device=probe.device)
-        error = float(run_epie(scan, obj, probe, trial)[2][-1])
+        engine = Pie(scan, obj, probe, trial)
+        error = [engine.run_pass(iteration) for iteration in range(trial.iterations)][-1]
         logger.debug("beam of %+.2f windows: diffraction error %.4f", fraction, error)
         if error < least:
             best, least = wave, error

@@ -11,7 +11,7 @@ from known_scans import STAR, as_measurement, known_scan, with_plate
 from ptycho_bluesky.io import read_measurement
 from ptycho_bluesky.metrics import phase_rms_rad
 from ptycho_bluesky.reconstruction import EpieOptions, frame_misfit, reconstruct
-from ptycho_bluesky.reconstruction.pie import Epie
+from ptycho_bluesky.reconstruction.pie import Pie
 from ptycho_bluesky.reconstruction.prepare import prepare_scan
 from ptycho_bluesky.simulation.forward import diffract
 
@@ -61,7 +61,7 @@ def test_update_is_that_of_epie_for_single_frames(clean_scan):
     rng = np.random.default_rng(0)
     obj = 1.0 + 0.1 * (rng.standard_normal(frame.shape) + 1j * rng.standard_normal(frame.shape))
     probe = 1000.0 * clean_scan.experiment.probe.astype(complex)
-    state = Epie(scan, torch.from_numpy(obj.copy()), torch.from_numpy(probe[None].copy()), options)
+    state = Pie(scan, torch.from_numpy(obj.copy()), torch.from_numpy(probe[None].copy()), options)
     state.update(np.array([0]), 1.0, 1.0)
 
     frequency = np.fft.fftfreq(64)

@@ -1,0 +1,261 @@
+"""Maximum likelihood by conjugate gradients: all frames at once, object and probe together.
+
+A step along a direction (dO, dP) changes the exit wave P·O by γ(P·dO + dP·O) + γ²·dP·dO. The far fields of the three
+products are kept, so that the likelihood at any γ costs no transform: an iteration takes one inverse transform of all
+frames for the gradient and two forward ones for the direction (one with the probe fixed), however many steps are tried.
+Directions follow Dai & Yuan (SIAM J. Optim. 10, 177, 1999), scaled by the illumination; steps satisfy Armijo's rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptycho_bluesky.reconstruction.forward import Scan, gather, intensity, scatter_add
+from ptycho_bluesky.reconstruction.likelihood import Likelihood
+from ptycho_bluesky.reconstruction.options import CgOptions
+from ptycho_bluesky.reconstruction.shift_basis import ShiftBasis
+
+__all__ = ["ConjugateGradient", "Gradient"]
+
+CHUNK_BYTES = 4 << 20
+"""Waves that are worked on at once."""
+DAMPING = 0.05
+"""Part of the largest illumination that is added to the local one where gradients are divided by it."""
+TRIALS = (2.0, 1.0, 0.5, 0.25)
+"""Steps tried in one look at the stored fields, in units of the Gauss–Newton step."""
+MAX_LOOKS = 6
+
+
+class Gradient:
+    """Object and probe part of a gradient or direction; a probe part of None is a probe that is not updated."""
+
+    def __init__(self, obj: Tensor, probe: Tensor | None) -> None:
+        self.obj, self.probe = obj, probe
+
+    def dot(self, other: Gradient) -> float:
+        """Re⟨self, other⟩, in double precision."""
+        total = _dot(self.obj, other.obj)
+        return total if self.probe is None or other.probe is None else total + _dot(self.probe, other.probe)
+
+    def combined(self, factor: float, other: Gradient | None) -> Gradient:
+        """−self + factor · other, on what self holds."""
+        obj, probe = -self.obj, None if self.probe is None else -self.probe
+        if other is not None:
+            obj = obj + factor * other.obj
+            if probe is not None and other.probe is not None:
+                probe = probe + factor * other.probe
+        return Gradient(obj, probe)
+
+
+class ConjugateGradient:
+    """A running maximum-likelihood reconstruction.
+
+    Parameters
+    ----------
+    scan : Scan
+    obj : Tensor of complex, shape (rows, cols)
+        Starting object.
+    probe : Tensor of complex, shape (modes, N, N)
+        Starting probe.
+    options : CgOptions
+    counted : callable, optional
+        Called with the number of frames of every batched transform.
+
+    Attributes
+    ----------
+    scan : Scan
+    obj : Tensor of complex, shape (rows, cols)
+    probe : Tensor of complex, shape (modes, N, N)
+    """
+
+    def __init__(
+        self,
+        scan: Scan,
+        obj: Tensor,
+        probe: Tensor,
+        options: CgOptions,
+        counted: Callable[[int], None] | None = None,
+    ) -> None:
+        self.options, self.scan = options, scan
+        self.obj, self.probe = obj.clone(), probe.clone()
+        self._counted = counted or (lambda frames: None)
+        self._total = float(scan.amplitude.double().square().sum())
+        floor = options.poisson_floor if options.noise == "poisson" else None
+        self._likelihood = Likelihood(scan.amplitude, scan.trusted, floor)
+        self._direction: Gradient | None = None
+        self._slope_before: Gradient | None = None
+        self.move(scan)
+
+    def move(self, scan: Scan) -> None:
+        """Go on with other positions of the same frames; the direction starts anew."""
+        self.scan = scan
+        self._basis = ShiftBasis(scan.rest_px, scan.size_px, self.probe)
+        shape = (len(scan), *self.probe.shape)
+        self._far = torch.empty(shape, dtype=self.obj.dtype, device=self.obj.device)
+        self._first, self._second = torch.empty_like(self._far), None
+        self._direction = self._slope_before = None
+        self._see()
+
+    def _see(self) -> None:
+        """Far fields of the present object and probe."""
+        fields = self._basis.fields(self.probe)
+        for rows in self._chunks():
+            self._far[rows] = self._transform(self._basis.shifted(fields, rows) * self._windows(self.obj, rows))
+
+    def run_pass(self, iteration: int) -> float:
+        """One step along one direction.
+
+        Returns
+        -------
+        float
+            Σ(|F| − √I)²/ΣI before it.
+        """
+        with_probe = self.options.update_probe and iteration >= self.options.probe_start
+        slope, value, misfit = self.gradient(with_probe)
+        direction = self._next_direction(slope)
+        self._look_along(direction)
+        descent = 2.0 * slope.dot(direction)
+        step = self._search(value, descent)
+        self._go(direction, step)
+        self._direction, self._slope_before = direction, slope
+        return misfit / self._total
+
+    def gradient(self, with_probe: bool) -> tuple[Gradient, float, float]:
+        """Gradient ∂L/∂O*, ∂L/∂P* of the likelihood at the present object and probe.
+
+        Returns
+        -------
+        Gradient
+        float
+            L.
+        float
+            Σ(|F| − √I)².
+        """
+        slope = torch.zeros_like(self.obj)
+        fields = self._basis.fields(self.probe)
+        collected = torch.zeros_like(fields)
+        value = misfit = 0.0
+        for rows in self._chunks():
+            residual, more, gap = self._likelihood.residual(self._far[rows], rows)
+            value, misfit = value + more, misfit + gap
+            self._counted(len(residual))
+            change = torch.fft.ifft2(residual, norm="ortho")
+            shifted = self._basis.shifted(fields, rows)
+            scatter_add(slope, (shifted.conj() * change).sum(dim=1), self.scan.corner[rows])
+            if with_probe:
+                collected += self._basis.collect(self._windows(self.obj, rows).conj() * change, rows)
+        return Gradient(slope, self._basis.combine(collected) if with_probe else None), value, misfit
+
+    def _next_direction(self, slope: Gradient) -> Gradient:
+        """Dai–Yuan direction of the scaled gradient; steepest descent where that would not descend."""
+        scaled = self._scaled(slope)
+        before, last = self._slope_before, self._direction
+        if before is None or last is None or (slope.probe is None) != (last.probe is None):
+            return scaled.combined(0.0, None)
+        divisor = last.dot(slope) - last.dot(before)
+        factor = scaled.dot(slope) / divisor if divisor > 0 else 0.0
+        direction = scaled.combined(factor, last)
+        return direction if direction.dot(slope) < 0 else scaled.combined(0.0, None)
+
+    def _scaled(self, slope: Gradient) -> Gradient:
+        """The gradient divided by the curvature that a flat object or probe would have."""
+        power = intensity(self.probe[None])[0]
+        light = torch.zeros(self.obj.shape, dtype=power.dtype, device=power.device)
+        scatter_add(light, power.expand(len(self.scan), -1, -1), self.scan.corner)
+        obj = slope.obj / (light + DAMPING * light.amax())
+        if slope.probe is None:
+            return Gradient(obj, None)
+        patches = torch.zeros_like(power)
+        strength = self.obj.real.square() + self.obj.imag.square()
+        for rows in self._chunks():
+            patches += gather(strength, self.scan.corner[rows], self.scan.size_px).sum(dim=0)
+        return Gradient(obj, slope.probe / (patches + DAMPING * patches.amax()))
+
+    def _look_along(self, direction: Gradient) -> None:
+        """Far fields of the first and second order of a step."""
+        fields = self._basis.fields(self.probe)
+        moved = None if direction.probe is None else self._basis.fields(direction.probe)
+        if moved is None:
+            self._second = None
+        elif self._second is None:
+            self._second = torch.empty_like(self._far)
+        for rows in self._chunks():
+            window = self._windows(direction.obj, rows)
+            first = self._basis.shifted(fields, rows) * window
+            if moved is not None and self._second is not None:
+                shifted = self._basis.shifted(moved, rows)
+                first += shifted * self._windows(self.obj, rows)
+                self._second[rows] = self._transform(shifted * window)
+            self._first[rows] = self._transform(first)
+
+    def _search(self, value: float, descent: float) -> float:
+        """Best of the tried steps that satisfies Armijo's rule; 0 where none does."""
+        curvature = 2.0 * sum(_dot(self._first[rows], self._first[rows]) for rows in self._chunks())
+        step = -descent / curvature if curvature > 0 else 0.0
+        for _ in range(MAX_LOOKS):
+            steps = [trial * step for trial in TRIALS]
+            values = np.zeros(len(steps))
+            for rows in self._chunks():
+                second = None if self._second is None else self._second[rows]
+                values += self._likelihood.along(self._far[rows], self._first[rows], second, rows, steps)
+            allowed = values <= value + self.options.armijo * descent * np.asarray(steps)
+            if allowed.any():
+                best = int(np.argmin(np.where(allowed, values, np.inf)))
+                return steps[best]
+            step *= TRIALS[-1] / 2
+        return 0.0
+
+    def _go(self, direction: Gradient, step: float) -> None:
+        self.obj += step * direction.obj
+        if direction.probe is not None:
+            self.probe += step * direction.probe
+        for rows in self._chunks():
+            self._far[rows] += step * self._first[rows]
+            if self._second is not None:
+                self._far[rows] += step**2 * self._second[rows]
+
+    def memory(self) -> dict[str, Tensor]:
+        """Direction and gradient of the last step."""
+        found: dict[str, Tensor] = {"far": self._far}
+        for name, item in (("direction", self._direction), ("slope", self._slope_before)):
+            if item is not None:
+                found[f"{name}_object"] = item.obj
+                if item.probe is not None:
+                    found[f"{name}_probe"] = item.probe
+        return found
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Inverse of `memory`."""
+        if "far" in memory:
+            self._far.copy_(memory["far"])
+        pair = [
+            Gradient(memory[f"{name}_object"].to(self.obj), _optional(memory.get(f"{name}_probe"), self.obj))
+            if f"{name}_object" in memory
+            else None
+            for name in ("direction", "slope")
+        ]
+        self._direction, self._slope_before = pair
+
+    def _chunks(self) -> Iterator[slice]:
+        frames = max(1, CHUNK_BYTES // (self.probe.numel() * self.probe.element_size()))
+        return (slice(first, min(first + frames, len(self.scan))) for first in range(0, len(self.scan), frames))
+
+    def _windows(self, canvas: Tensor, rows: slice) -> Tensor:
+        return gather(canvas, self.scan.corner[rows], self.scan.size_px)[:, None]
+
+    def _transform(self, waves: Tensor) -> Tensor:
+        self._counted(len(waves))
+        return torch.fft.fft2(waves, norm="ortho")
+
+
+def _optional(wave: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if wave is None else wave.to(like)
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """Re⟨a, b⟩; parts are summed in single precision, their sums in double."""
+    return float(torch.sum(torch.view_as_real(a) * torch.view_as_real(b), dtype=torch.float64))
