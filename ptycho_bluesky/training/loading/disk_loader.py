@@ -101,6 +101,9 @@ class DiskLoader:
         steps = self.schedule.steps(self.rank, self.num_epochs)
         buffer = _Buffer(self.store, self.schedule.buffer_frames)
         buffer.fill(_contents(islice(steps, self.first_step)))
+        return self._batches(steps, buffer)
+
+    def _batches(self, steps: Iterator[Step], buffer: _Buffer) -> Iterator[LoadedBatch]:
         for window, fresh, read_rows in _ahead(self._windows(steps), self._read):
             for step in window:
                 arrays = self._gather(step, buffer, fresh, read_rows)

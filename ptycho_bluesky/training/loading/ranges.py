@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin  # noqa: F401 - its import makes the compressions known to HDF5
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.training.loading.page_cache import BLOCK_BYTES, RowBytes, merged_spans, read_through
 
 __all__ = ["FrameStore", "merge_ranges"]
 
 LABEL_SET_COLUMNS = ("image", "phase_rad")
+FEWEST_ROWS_AT_ONCE = 4
 
 
 def merge_ranges(rows: NDArray[np.int64], max_gap: int = 0) -> NDArray[np.int64]:
@@ -87,15 +91,16 @@ class FrameStore:
         sizes = [self._check(file) for file in self._files]
         self._first = np.concatenate([[0], np.cumsum(sizes)])
         self.frames_read = self.frames_read_along = self.calls = 0
+        self._bytes = [[RowBytes(_dataset(file, name)) for name in self.columns] for file in self._files]
+        self._descriptors = [os.open(file.filename, os.O_RDONLY) for file in self._files]
+        self._scratch = bytearray(BLOCK_BYTES)
 
     def _check(self, file: h5py.File) -> int:
         sizes: set[int] = set()
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, np.dtype[Any]] = {}
         for name in self.columns:
-            found = file.get(name)
-            if not isinstance(found, h5py.Dataset) or found.ndim < 1:
-                raise InputError(f"{file.filename}: no dataset {name}", "label sets hold it", "leave the file out")
+            found = _dataset(file, name)
             sizes.add(found.shape[0])
             shapes[name], dtypes[name] = tuple(found.shape[1:]), found.dtype
         if len(sizes) != 1:
@@ -128,6 +133,8 @@ class FrameStore:
         -------
         dict of str to ndarray, shape (n, ...)
         """
+        if not self._descriptors:
+            raise InputError("a closed store", "it is read while it is open")
         if len(rows) and not 0 <= rows[0] <= rows[-1] < len(self):
             raise InputError(f"rows {rows[0]} to {rows[-1]}", f"the store has {len(self)}")
         out = self.empty(len(rows))
@@ -136,18 +143,25 @@ class FrameStore:
             first, behind = self._first[number], self._first[number + 1]
             here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, behind)] - first
             if len(here):
+                self._read_bytes(number, here)
                 self._read_file(file, here, {name: array[done : done + len(here)] for name, array in out.items()})
                 done += len(here)
         self.frames_read += len(rows)
         return out
+
+    def _read_bytes(self, number: int, rows: NDArray[np.int64]) -> None:
+        """Have the rows in the page cache before HDF5 asks for one after the other."""
+        if len(rows) < FEWEST_ROWS_AT_ONCE:
+            return
+        spans = merged_spans(self._bytes[number], rows)
+        read_through(self._descriptors[number], spans, self._scratch)
 
     def _read_file(self, file: h5py.File, rows: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> None:
         done = 0
         for first, behind in merge_ranges(rows, self.max_gap).tolist():
             wanted = rows[done : np.searchsorted(rows, behind)] - first
             for name in self.columns:
-                dataset = file[name]
-                assert isinstance(dataset, h5py.Dataset)  # it was checked when the store was opened
+                dataset = _dataset(file, name)
                 if len(wanted) == behind - first:
                     dataset.read_direct(out[name], np.s_[first:behind], np.s_[done : done + len(wanted)])
                 else:
@@ -160,6 +174,8 @@ class FrameStore:
         """Close the files."""
         for file in self._files:
             file.close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
 
 def _opened(path: Path) -> h5py.File:
@@ -167,3 +183,10 @@ def _opened(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise InputError(f"label set {path}: {error}", "an HDF5 file of labels is needed", "remove it") from error
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset) or found.ndim < 1:
+        raise InputError(f"{file.filename}: no dataset {name}", "label sets hold it", "leave the file out")
+    return found

@@ -137,7 +137,7 @@ def test_a_loop_that_ends_early_leaves_no_thread(store):
 
 def test_an_error_of_reading_reaches_the_loop(store):
     store.close()
-    with pytest.raises(KeyError, match="invalid identifier"):
+    with pytest.raises(InputError, match="closed"):
         list(DiskLoader(store, Schedule(TOTAL, 4), 0, 1))
 
 
