@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from simulated_iocs.faults import Corrupter, Dice, Faults
 from simulated_iocs.frames import Frame
 
-__all__ = ["PVA", "FramePublisher"]
+__all__ = ["NS", "PVA", "FramePublisher", "fill_array"]
 
 logger = logging.getLogger(__name__)
 
@@ -152,3 +152,16 @@ class FramePublisher:
 def _attribute(name: str, value: float) -> dict[str, Any]:
     # A dictionary is filled in five times faster than an NtAttribute object is built.
     return {"name": name, "value": ({"value": value}, {"value": PVA.DOUBLE}), "source": "simulation"}
+
+
+def fill_array(array: Any, image: NDArray[Any], y_m: float, x_m: float, i0: float) -> Any:
+    """Put a frame (H, W), its position and its beam monitor into an NTNDArray, and return it.
+
+    Number and time are left to the moment of publication.
+    """
+    flat = np.ascontiguousarray(image).reshape(-1)
+    array["dimension"] = [PVA.PvDimension(size, 0, size, 1, False) for size in reversed(image.shape)]
+    array["value"] = {UNION_FIELDS[flat.dtype.name]: flat}
+    array["compressedSize"] = array["uncompressedSize"] = flat.nbytes
+    array["attribute"] = [_attribute("SampleY_m", y_m), _attribute("SampleX_m", x_m), _attribute("I0", i0)]
+    return array

@@ -16,7 +16,7 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.inference import LoadedModel, ModelSlot, check_model, load_model
 from ptycho_bluesky.inference.watch import ModelSource, ModelWatcher
-from ptycho_bluesky.records import ModelRecord
+from ptycho_bluesky.records import InferredBatch, ModelRecord
 from ptycho_bluesky.stitching import MosaicBuilder
 from ptycho_bluesky.stitching.moments import frame_moments
 from ptycho_bluesky.streaming.recovery import DocumentRecovery, JournalFollower, JournalSource, TiledSource
@@ -80,6 +80,7 @@ def warm_up(size_px: int = 64) -> None:
     builder.add(np.zeros((1, size_px, size_px), dtype=np.float32), np.zeros((1, 2)))
     builder.add_values(frame_moments(np.ones((1, size_px, size_px), dtype=np.float32)), np.zeros((1, 2)))
     builder.snapshot()
+    builder.picture()
 
 
 class EdgeService:
@@ -94,10 +95,18 @@ class EdgeService:
         Where models come from, instead of Tiled (a local directory).
     pva : bool
         Whether to serve the edge's process variables.
+    on_batch : callable, optional
+        ``on_batch(batch)`` after each batch, in the edge's thread.
     """
 
     def __init__(
-        self, settings: Settings, *, tiled: bool = True, models: ModelSource | None = None, pva: bool = True
+        self,
+        settings: Settings,
+        *,
+        tiled: bool = True,
+        models: ModelSource | None = None,
+        pva: bool = True,
+        on_batch: Callable[[InferredBatch], None] | None = None,
     ) -> None:
         self.settings = settings
         self.slot = ModelSlot()
@@ -118,6 +127,7 @@ class EdgeService:
             sinks,
             channels=[settings.epics.prefix + IMAGE_CHANNEL],
             on_unknown=lambda name, doc: self.recovery.report_unknown(name, doc),
+            on_batch=on_batch,
         )
         self._result_store: TiledStore | None = None
         runs = [JournalSource(settings.journal_dir)]
