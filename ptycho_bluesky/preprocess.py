@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import D4_OPERATIONS, apply_d4
 
-__all__ = ["Canonical", "find_fault", "mask_ranges", "ranges_mask"]
+__all__ = ["Canonical", "fill_pixels", "find_fault", "mask_ranges", "ranges_mask"]
 
 LARGEST = {size: 2 ** (8 * size) - 1 for size in (1, 2, 4, 8)}
 """Largest value of an unsigned integer by its bytes."""
@@ -78,12 +78,17 @@ def _fill_table(packed: bytes, shape: tuple[int, int]) -> tuple[NDArray[np.int64
     return missing, good[np.asarray(nearest).reshape(len(missing), -1)]
 
 
-def _fill(frames: NDArray[Any], bad: NDArray[np.bool_]) -> None:
-    """Fill pixels (H, W) of frames (n, H, W) in place; the mean is rounded, counts stay counts."""
-    shape = (bad.shape[0], bad.shape[1])
-    missing, sources = _fill_table(np.packbits(bad).tobytes(), shape)
-    flat = frames.reshape(len(frames), -1)
-    flat[:, missing] = np.rint(flat[:, sources].mean(axis=2, dtype=np.float64)).astype(frames.dtype)
+def fill_pixels(frames: NDArray[Any], bad: NDArray[np.bool_]) -> NDArray[Any]:
+    """Copy of frames (n, H, W) with bad pixels (H, W) filled by the mean of the nearest good ones.
+
+    Counts of integers are rounded to integers.
+    """
+    filled = np.array(frames, order="C")
+    missing, sources = _fill_table(np.packbits(bad).tobytes(), (bad.shape[0], bad.shape[1]))
+    flat = filled.reshape(len(filled), -1)
+    value = flat[:, sources].mean(axis=2, dtype=np.float64)
+    flat[:, missing] = value if filled.dtype.kind == "f" else np.rint(value).astype(filled.dtype)
+    return filled
 
 
 @dataclass(frozen=True)
@@ -214,14 +219,11 @@ class Canonical:
         frames = self._crop(image)
         limit = unusable_from(image.dtype, self.saturation_counts)
         if limit is None or not frames.size or frames.max() < limit:
-            if self.bad is not None and not self.good.all():
-                frames = np.array(frames, order="C")
-                _fill(frames, ~self.good)
-            return frames, None
+            return (frames if self.good.all() else fill_pixels(frames, ~self.good)), None
         unusable = np.ascontiguousarray((frames >= limit) | ~self.good)
         frames = np.array(frames, order="C")
         for i in np.flatnonzero(unusable.any(axis=(1, 2))).tolist():
-            _fill(frames[i : i + 1], unusable[i])
+            frames[i] = fill_pixels(frames[i : i + 1], unusable[i])[0]
         return frames, unusable
 
     def __call__(self, image: NDArray[Any]) -> NDArray[np.float32]:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry, crop_centre
+from ptycho_bluesky.models.export import from_onnx
+from ptycho_bluesky.models.onnx_file import parse, set_manifest
 from ptycho_bluesky.models.reader import PhaseReader
 from ptycho_bluesky.training.evaluate import predict, stitch_patches
 from ptycho_bluesky.trust.disagreement import disagreement
@@ -18,7 +20,7 @@ from ptycho_bluesky.trust.light import Light
 from ptycho_bluesky.trust.physics import LIT_FRACTION, PHYSICS_KEY, Physics, fit_amplitude_law
 from ptycho_bluesky.trust.residual import FrameFit, ResidualMeter
 
-__all__ = ["Labels", "attach_physics", "measure_physics"]
+__all__ = ["Labels", "attach_physics", "measure_physics", "stamp_physics"]
 
 log = logging.getLogger(__name__)
 
@@ -193,3 +195,31 @@ def attach_physics(
         return
     if physics is not None:
         manifest[PHYSICS_KEY] = physics.as_dict()
+
+
+def stamp_physics(content: bytes, labels: Labels, light: Light, held_out: Labels | None = None) -> bytes:
+    """Model file with its physics measured anew: for models made elsewhere, or whose beam has changed.
+
+    Parameters
+    ----------
+    content : bytes
+        Model file of ours.
+    labels : Labels
+        Of the beam that the model is used with.
+    light : Light
+        Of these.
+    held_out : Labels, optional
+        See `measure_physics`.
+
+    Raises
+    ------
+    InputError
+        The file is not ours, or labels and probe lie on different grids.
+    """
+    reader, manifest = from_onnx(content)
+    physics = measure_physics(reader, labels, light, held_out=held_out)
+    if physics is None:
+        raise InputError("labels on another grid than their probe", "waves are propagated", "cut labels at its pixel")
+    model = parse(content)
+    set_manifest(model, {**manifest, PHYSICS_KEY: physics.as_dict()})
+    return model.SerializeToString(deterministic=True)

@@ -105,7 +105,7 @@ class Limits:
         fit : FrameFit
             Of frames that the model did not train on, where there are any.
         disagreement : float
-            `disagreement` of their mosaic; its limit lies half way to 1.
+            `disagreement` of their mosaic; its limit is the root: half way to 1 on a scale of factors.
         """
         usable = np.isfinite(fit.unexplained) & (fit.flat_excess > 0) & (fit.brightness > 0)
         if not usable.any():
@@ -117,7 +117,7 @@ class Limits:
             (float(low) / WIDEN_CONTRAST, float(high) * WIDEN_CONTRAST),
             (float(dark) / WIDEN_BRIGHTNESS, float(bright) * WIDEN_BRIGHTNESS),
             max(worst, 0.0) * WIDEN_UNEXPLAINED,
-            0.5 * (1.0 + disagreement),
+            float(np.sqrt(max(disagreement, 0.0))),
         )
 
 

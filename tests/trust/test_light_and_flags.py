@@ -69,7 +69,7 @@ def test_usual_frames_have_no_flag_and_unusual_ones_the_right_one():
     limits = Limits.of_frames(fit(), 0.2)
     assert limits is not None
     assert not flag_frames(fit(), limits).any()
-    assert limits.disagreement == pytest.approx(0.6)
+    assert limits.disagreement == pytest.approx(0.2**0.5)
     for changes, flag in (
         ({"excess": 0.05}, Flag.UNEXPLAINED),
         ({"flat": 0.001, "excess": 1e-4}, Flag.CONTRAST),
