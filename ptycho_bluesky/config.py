@@ -18,6 +18,7 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry
 
 __all__ = [
+    "DetectorSettings",
     "EdgeSettings",
     "EpicsSettings",
     "GeometrySettings",
@@ -119,6 +120,23 @@ class GeometrySettings(_Section):
         return Geometry(self.energy_eV, self.distance_m, self.detector_pixel_m, num_px, self.orientation)
 
 
+class DetectorSettings(_Section):
+    """How the detector's frames become canonical; ``ptycho-bluesky calibrate`` measures and writes it."""
+
+    centre_px: tuple[int, int] | None = Field(
+        default=None, description="Row and column of the zero frequency; the middle of the frame where unset."
+    )
+    num_px: int | None = Field(
+        default=None, ge=2, description="Side of the region of interest; the largest square where unset."
+    )
+    mask_file: Path | None = Field(
+        default=None, description="Bad pixels: .npy, image, or HDF5 with 'pixel_mask'; what is not 0 is bad."
+    )
+    saturation_counts: float | None = Field(
+        default=None, gt=0, description="Counts from which on a pixel is not trusted; the type's largest never is."
+    )
+
+
 class EdgeSettings(_Section):
     """The inference consumer."""
 
@@ -164,7 +182,7 @@ class EdgeSettings(_Section):
 class ReconstructSettings(_Section):
     """Iterative reconstruction of finished runs."""
 
-    engine: Literal["epie"] = "epie"
+    engine: Literal["epie", "rpie", "cg", "ptychi"] = "epie"
     iterations: int = Field(default=60, ge=1)
     batch_size: int = Field(default=32, ge=1)
     probe_modes: int = Field(default=1, ge=1)
@@ -211,6 +229,11 @@ class Settings(BaseSettings):
     tiled: TiledSettings = TiledSettings()
     zmq: ZmqSettings = ZmqSettings()
     geometry: GeometrySettings = GeometrySettings()
+    detector: DetectorSettings = DetectorSettings()
+    calibration: Path | None = Field(
+        default=None,
+        description="File of `calibrate`, for what this one does not state about detector and orientation.",
+    )
     edge: EdgeSettings = EdgeSettings()
     reconstruct: ReconstructSettings = ReconstructSettings()
     train: TrainSettings = TrainSettings()
@@ -293,6 +316,7 @@ def load_settings(file: Path | str | None = None, flags: Mapping[str, Any] | Non
             content = yaml.safe_load(Path(file).read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
             raise InputError(f"configuration file {file}: {error}", "it must be a readable YAML file") from error
+    _add_calibration(content)
     try:
         settings = Settings(**content)
         for key, value in (flags or {}).items():
@@ -307,3 +331,16 @@ def load_settings(file: Path | str | None = None, flags: Mapping[str, Any] | Non
         where = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
         raise InputError(f"configuration: {where}", "", "correct the key in the file, environment or flag") from error
     return settings
+
+
+def _add_calibration(content: dict[str, Any]) -> None:
+    """Take from the calibration's file what a configuration does not state itself."""
+    path = os.environ.get("PTYCHO_BLUESKY_CALIBRATION") or content.get("calibration")
+    if not path:
+        return
+    try:
+        measured = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"calibration {path}: {error}", "it must be a readable YAML file", "calibrate anew") from error
+    for section in ("detector", "geometry"):
+        content[section] = {**(measured.get(section) or {}), **(content.get(section) or {})}

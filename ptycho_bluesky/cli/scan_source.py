@@ -81,6 +81,8 @@ def read_scan(
             detector_pixel_m=stated["detector_pixel_m"],
             object_pixel_m=stated["object_pixel_m"],
             limit=limit,
+            detector=settings.detector,
+            orientation=settings.geometry.orientation if settings.geometry.orientation != "identity" else None,
         )
     if Path(source).suffix or "/" in source:
         raise InputError(f"file {source}", "it does not exist", "check the path, or give the uid of a run")

@@ -10,12 +10,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_bluesky.config import DetectorSettings
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.io.area_detector import COLUMNS, FRAMES, UNIQUE_ID, num_rows, read_columns, read_geometry
 from ptycho_bluesky.io.assemble import RawScan, StatedGeometry
-from ptycho_bluesky.io.frames import FramesOnDemand, canonical_frames, square_window
+from ptycho_bluesky.io.frames import FramesOnDemand, canonical_frames
 from ptycho_bluesky.io.hdf5 import dataset, has_dataset, is_unclosed, open_file, read_string
+from ptycho_bluesky.io.masks import stated_canonical
 from ptycho_bluesky.io.units import length_factor_m, real_numbers
+from ptycho_bluesky.preprocess import Canonical
 
 __all__ = ["read_area_detector"]
 
@@ -27,6 +30,8 @@ def read_area_detector(
     limit: int | None = None,
     position_datasets: tuple[str, str] | None = None,
     centre_px: tuple[int, int] | None = None,
+    detector: DetectorSettings | None = None,
+    orientation: str | None = None,
 ) -> RawScan:
     """Read a whole scan.
 
@@ -42,6 +47,10 @@ def read_area_detector(
     centre_px : tuple of int, optional
         Detector pixel (row, column) of the zero frequency: frames are cut to the largest even square about it. Without
         it they must be square already.
+    detector : DetectorSettings, optional
+        Centre, region, mask and saturation, as calibrated; ``centre_px`` wins.
+    orientation : str, optional
+        As calibrated; by default the file's.
 
     Returns
     -------
@@ -58,17 +67,21 @@ def read_area_detector(
         rows, column, position = _rows_and_positions(file, limit, position_datasets)
         geometry = read_geometry(file)
         shape = dataset(file, FRAMES).shape
-        if len(shape) != 3 or (centre_px is None and shape[1] != shape[2]):
+        content = _canonical_content(detector, centre_px, shape[1:])
+        if len(shape) != 3 or (not content and shape[1] != shape[2]):
             raise InputError(f"{FRAMES} of shape {shape}", "frames are square", "state the beam's pixel with centre_px")
-    window, note = square_window(shape[1:], centre_px) if centre_px is not None else ((slice(None), slice(None)), {})
-    metadata: dict[str, Any] = {"format": "areaDetector NeXus", **note}
+    if orientation is None:
+        orientation = "identity" if geometry is None else geometry.orientation
+    # Positions belong to the canonical frame already; only the detector's pixels may be turned.
+    canonical = Canonical.from_run({"canonical": content, "geometry": {"orientation": orientation}}, shape[1:])
+    metadata: dict[str, Any] = {"format": "areaDetector NeXus"}
+    if canonical.shape != tuple(shape[1:]):
+        metadata |= {"cut_from": list(shape[1:]), "cut_centre_px": list(canonical.centre_px)}
     if unclosed:
         metadata |= {"unclosed": True, "rows_read": len(rows)}
         logger.warning("%s was not closed by its writer: read to its last flush, %d rows", path, len(rows))
-    # Positions belong to the canonical frame already; only the detector's pixels may be turned.
-    orientation = "identity" if geometry is None else geometry.orientation
     return RawScan(
-        canonical_frames(FramesOnDemand(path, FRAMES, rows, window, orientation=orientation)),
+        canonical_frames(FramesOnDemand(path, FRAMES, rows, canonical=canonical)),
         position,
         "m",
         stated=StatedGeometry()
@@ -78,8 +91,18 @@ def read_area_detector(
         unique_id=column.get("unique_id"),
         timestamp_s=column.get("timestamp_s"),
         i0=column.get("i0"),
+        mask=None if canonical.good.all() else canonical.good,
         metadata=metadata,
     )
+
+
+def _canonical_content(
+    detector: DetectorSettings | None, centre_px: tuple[int, int] | None, shape: tuple[int, ...]
+) -> dict[str, Any]:
+    content = {} if detector is None else stated_canonical(detector, (shape[0], shape[1]))
+    if centre_px is not None:
+        content = {**content, "centre_px": list(centre_px)}
+    return content
 
 
 def _rows_and_positions(

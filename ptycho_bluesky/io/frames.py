@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import apply_d4
 from ptycho_bluesky.io.hdf5 import dataset, open_file
+from ptycho_bluesky.preprocess import Canonical
 
 __all__ = ["MAX_BYTES_IN_MEMORY", "FramesOnDemand", "canonical_frames", "square_window"]
 
@@ -36,6 +37,8 @@ class FramesOnDemand:
         Of the window's shape; pixels that are False read 0.
     orientation : str
         D4 operation that takes the detector's frames to the canonical ones.
+    canonical : Canonical, optional
+        What makes the detector's whole frames canonical, instead of window, mask and orientation.
 
     Notes
     -----
@@ -50,15 +53,18 @@ class FramesOnDemand:
         window: tuple[slice, slice] = (slice(None), slice(None)),
         mask: NDArray[np.bool_] | None = None,
         orientation: str = "identity",
+        canonical: Canonical | None = None,
     ) -> None:
         self._path, self._name, self._window, self._mask = Path(path), name, window, mask
         self._rows = np.asarray(rows, dtype=np.int64)
-        self._orientation = orientation
+        self._orientation, self._canonical = orientation, canonical
         with open_file(self._path) as file:
             item = dataset(file, name)
             self.dtype: np.dtype[Any] = item.dtype
             size = tuple(len(range(*part.indices(n))) for part, n in zip(window, item.shape[-2:], strict=True))
-        self.shape: tuple[int, int, int] = (len(self._rows), size[0], size[1])
+        self._frame_shape = size
+        shape = size if canonical is None else canonical.shape
+        self.shape: tuple[int, int, int] = (len(self._rows), shape[0], shape[1])
 
     @property
     def ndim(self) -> int:
@@ -90,7 +96,7 @@ class FramesOnDemand:
         return self._read(self._rows).astype(dtype or self.dtype, copy=False)
 
     def _read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        frames = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
+        frames = np.empty((len(rows), *self._frame_shape), dtype=self.dtype)
         with open_file(self._path) as file:
             item = dataset(file, self._name)
             # Runs of neighbours in sorted order: one read each instead of one a frame.
@@ -99,6 +105,8 @@ class FramesOnDemand:
             for run in np.split(order, breaks):
                 if len(run):
                     frames[run] = self._read_run(item, int(rows[run[0]]), int(rows[run[-1]]) + 1)
+        if self._canonical is not None:
+            return np.ascontiguousarray(self._canonical.read(frames)[0])
         if self._mask is not None:
             frames[:, ~self._mask] = 0
         if self._orientation == "identity":

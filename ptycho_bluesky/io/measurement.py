@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ptycho_bluesky.config import DetectorSettings
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.io.area_detector import FRAMES
 from ptycho_bluesky.io.area_detector_scan import read_area_detector
@@ -34,6 +35,8 @@ def read_measurement(
     position_datasets: tuple[str, str] | None = None,
     position_signs: tuple[int, int] = (1, 1),
     centre_px: tuple[int, int] | None = None,
+    detector: DetectorSettings | None = None,
+    orientation: str | None = None,
 ) -> Measurement:
     """Read a scan: CXI, NXcxi_ptycho, areaDetector NeXus, tike's or PtychoNN's ``.npz`` (also ``.npz.bz2``).
 
@@ -55,6 +58,10 @@ def read_measurement(
     centre_px : tuple of int, optional
         Detector pixel (row, column) of the zero frequency in an HDF5 file: frames are cut to the largest even square
         about it.
+    detector : DetectorSettings, optional
+        Centre, region, mask and saturation of an areaDetector file, as calibrated.
+    orientation : str, optional
+        Orientation of an areaDetector file, as calibrated; by default what the file states.
 
     Returns
     -------
@@ -73,7 +80,7 @@ def read_measurement(
     stated = StatedGeometry(energy_eV, distance_m, detector_pixel_m, object_pixel_m)
     if len(position_signs) != 2 or not set(position_signs) <= {1, -1}:
         raise InputError(f"position_signs = {position_signs}", "each is 1 or -1, y first")
-    raw = _reader(path, position_datasets, centre_px)(path, limit)
+    raw = _reader(path, position_datasets, centre_px, detector, orientation)(path, limit)
     if position_signs != (1, 1):
         metadata = {**raw.metadata, "position_signs": list(position_signs)}
         raw = replace(raw, position=raw.position * np.array(position_signs), metadata=metadata)
@@ -83,7 +90,11 @@ def read_measurement(
 
 
 def _reader(
-    path: Path, position_datasets: tuple[str, str] | None, centre_px: tuple[int, int] | None
+    path: Path,
+    position_datasets: tuple[str, str] | None,
+    centre_px: tuple[int, int] | None,
+    detector: DetectorSettings | None,
+    orientation: str | None,
 ) -> Callable[[Path, int | None], RawScan]:
     if not path.is_file():
         raise InputError(f"file {path}", "it does not exist", "check the path")
@@ -94,7 +105,9 @@ def _reader(
             if is_cxi(file):
                 return lambda p, limit: read_cxi(p, limit, centre_px)
             if has_dataset(file, FRAMES):
-                return lambda p, limit: read_area_detector(p, limit, position_datasets, centre_px)
+                return lambda p, limit: read_area_detector(
+                    p, limit, position_datasets, centre_px, detector, orientation
+                )
         raise InputError(
             f"{path}", f"an HDF5 scan has its frames in {FRAMES} or /entry_1/data_1/data", "check the file's layout"
         )
