@@ -20,6 +20,11 @@ MAPS = ("bright_field", "com_y_px", "com_x_px")
 relative to the centre pixel (differential phase contrast). They need no model, so they cannot invent structure."""
 
 DEFAULT_MAX_PX = 100_000_000
+MAP_PX = 4
+"""Side of the maps' own pixels: a frame's value is spread over a disc of the beam's size, so finer ones tell nothing
+more, and cost sixteen times as much."""
+MAP_MARGIN = 2
+"""Pixels of the maps beyond the canvas on each side, for discs that are rounded outwards."""
 LINE_PX = 16
 """Pixels in a line of the processor's cache."""
 
@@ -74,12 +79,12 @@ class MosaicBuilder:
                 "check the unit (m) of the positions and the geometry",
             )
         self.set_weight(disc_weight(patch_shape) if weight is None else weight)
-        self._map_weight = disc_weight(patch_shape)
+        self._map_shape = patch_shape
+        self._map_weight = disc_weight((-(-patch_shape[0] // MAP_PX), -(-patch_shape[1] // MAP_PX)))
         rows, stride = frame.shape[0], _stride(frame.shape[1])
         self._sums = np.zeros((3, rows, stride), dtype=np.float32)
         self._coverage = np.zeros((rows, stride), dtype=np.int32)
-        self._map_sums = np.zeros((len(MAPS), rows, stride), dtype=np.float32)
-        self._map_weight_sum = np.zeros((rows, stride), dtype=np.float32)
+        self._map_sums = np.zeros((1 + len(MAPS), *_map_size(frame.shape)), dtype=np.float32)
         self._start_display()
 
     @property
@@ -150,10 +155,13 @@ class MosaicBuilder:
 
     def add_values(self, values: NDArray[np.float32], position_m: ArrayLike, sign: int = 1) -> NDArray[np.bool_]:
         """Add (or, with sign −1, take out) the values (n, 3) of `MAPS` at positions (n, 2)."""
-        shape = (self._map_weight.shape[0], self._map_weight.shape[1])
-        corner, placed = self._corners(position_m, shape, grow=sign > 0)
+        corner, placed = self._corners(position_m, self._map_shape, grow=sign > 0)
+        centre = corner[placed] + [size // 2 for size in self._map_shape]
+        half = [size // 2 for size in self._map_weight.shape]
+        # the middle of a map's pixel k lies at MAP_PX·k + (MAP_PX − 1)/2 of the canvas
+        at = np.round((centre - (MAP_PX - 1) / 2) / MAP_PX) + MAP_MARGIN - half
         values = np.ascontiguousarray(values[placed], dtype=np.float32)
-        paint_values(self._map_sums, self._map_weight_sum, values, self._map_weight, corner[placed], sign)
+        paint_values(self._map_sums[1:], self._map_sums[0], values, self._map_weight, at, sign)
         return placed
 
     def snapshot(self) -> MosaicImage:
@@ -161,10 +169,9 @@ class MosaicBuilder:
         cols = self.frame.shape[1]
         phase, variance, weight = (np.empty(self.frame.shape, dtype=np.float32) for _ in range(3))
         render(self._sums, self._coverage, phase, variance, weight)
-        map_weight = self._map_weight_sum[:, :cols]
-        lit = map_weight > 1e-6
-        scale = np.where(lit, 1.0 / np.where(lit, map_weight, 1.0), 0.0).astype(np.float32)
-        maps = {name: self._map_sums[i, :, :cols] * scale for i, name in enumerate(MAPS)}
+        lit = self._map_sums[0] > 1e-6
+        scale = np.where(lit, 1.0 / np.where(lit, self._map_sums[0], 1.0), 0.0).astype(np.float32)
+        maps = {name: _on_canvas(self._map_sums[1 + i] * scale, self.frame.shape) for i, name in enumerate(MAPS)}
         return MosaicImage(phase, weight, self._coverage[:, :cols].copy(), variance, maps, self.frame)
 
     def picture(self) -> NDArray[np.float32]:
@@ -226,7 +233,7 @@ class MosaicBuilder:
         needed = ObjectFrame.around(position_m[None], shape, self.frame.pixel_size_m, margin)
         # the canvas keeps its own grid: shifts are whole pixels
         first = np.floor(self.frame.to_px([needed.origin_m])[0]).astype(np.int64)
-        low = np.minimum(first, 0)
+        low = np.minimum(first, 0) // MAP_PX * MAP_PX
         high = np.maximum(first + np.array(needed.shape) + 1, self.frame.shape)
         rows, cols = (high - low).tolist()
         if rows * cols > self.max_px:
@@ -235,12 +242,27 @@ class MosaicBuilder:
         old_rows, old_cols = self.frame.shape
         place = (slice(-low[0], -low[0] + old_rows), slice(-low[1], -low[1] + old_cols))
         self.frame = ObjectFrame((float(origin[0]), float(origin[1])), self.frame.pixel_size_m, (rows, cols))
-        for name in ("_sums", "_coverage", "_map_weight_sum", "_map_sums"):
+        for name in ("_sums", "_coverage"):
             old = getattr(self, name)
             grown = np.zeros((*old.shape[:-2], rows, _stride(cols)), dtype=old.dtype)
             grown[..., place[0], place[1]] = old[..., :old_cols]
             setattr(self, name, grown)
+        old_maps, self._map_sums = self._map_sums, np.zeros((1 + len(MAPS), *_map_size((rows, cols))), dtype=np.float32)
+        row, col = (-low // MAP_PX).tolist()
+        self._map_sums[:, row : row + old_maps.shape[1], col : col + old_maps.shape[2]] = old_maps
         self._start_display()
+
+
+def _map_size(shape: tuple[int, int]) -> tuple[int, int]:
+    """(rows, cols) of the maps of a canvas."""
+    rows, cols = (-(-size // MAP_PX) + 2 * MAP_MARGIN for size in shape)
+    return rows, cols
+
+
+def _on_canvas(values: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """A map on the pixels of the canvas."""
+    inner = values[MAP_MARGIN:, MAP_MARGIN:]
+    return np.ascontiguousarray(inner.repeat(MAP_PX, axis=0).repeat(MAP_PX, axis=1)[: shape[0], : shape[1]])
 
 
 def _stride(cols: int) -> int:

@@ -231,8 +231,7 @@ class EdgeCore:
         """Take frames of the stream, at most ``max_batch`` of them for one pass of the network."""
         self._last_frame_s = time.monotonic()
         before = self._clock.offset_s
-        for frame in frames:
-            self._clock.observe(frame)
+        self._clock.observe(frames)
         if self._clock.offset_s != before:
             for run in self._live_runs():
                 run.ledger.clock_offset_s = self._clock.offset_s
@@ -247,9 +246,9 @@ class EdgeCore:
         for run in self._live_runs():
             if not left:
                 return
-            channel = run.documents.channel
-            mine = [frame for frame in left if not channel or not frame.channel or frame.channel == channel]
-            other = [frame for frame in left if not (not channel or not frame.channel or frame.channel == channel)]
+            here = ("", run.documents.channel)
+            mine = [frame for frame in left if frame.channel in here] if here[1] else left
+            other = [frame for frame in left if frame.channel not in here] if len(mine) < len(left) else []
             unknown: list[Frame] = []
             for i in range(0, len(mine), self.max_batch):
                 batch, rest = run.join(mine[i : i + self.max_batch])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import isfinite
 
 import numpy as np
 
@@ -74,12 +75,14 @@ class ClockOffset:
         """Start anew: clocks are adjusted now and then."""
         self._count, self._smallest = 0, np.inf
 
-    def observe(self, frame: Frame) -> None:
-        """Take a frame's arrival into account."""
-        difference = frame.arrival_s - frame.timestamp_s
-        if np.isfinite(difference):
-            self._count += 1
-            self._smallest = min(self._smallest, difference)
+    def observe(self, frames: Sequence[Frame]) -> None:
+        """Take the arrival of frames into account; of those that came together only the last one matters."""
+        known = [frame.arrival_s - frame.timestamp_s for frame in (frames[0], frames[-1])] if frames else []
+        for difference in known:
+            if isfinite(difference):
+                self._smallest = min(self._smallest, difference)
+        if known and isfinite(known[-1]):
+            self._count += len(frames)
 
     @property
     def offset_s(self) -> float:

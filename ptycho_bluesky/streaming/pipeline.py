@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.02
 IDLE_UPDATE_S = 1.0
 MAX_BATCH_FACTOR = 8
-"""A queue that has grown is worked off in batches up to this many times the usual one; larger ones are faster."""
+"""A queue that has grown is worked off in batches of up to this many times the usual one."""
 SNAPSHOT_SHARE = 0.1
 """Share of the time that copying the mosaic for display may take."""
 MOSAIC_PERIOD_S = 0.5
@@ -209,10 +209,11 @@ class EdgePipeline:
     def _gather(self) -> list[Frame]:
         if not self._batch_is_due():
             return []
-        size = self.settings.batch_size
-        if len(self._frames) > 2 * size:
-            size = min(len(self._frames), size * MAX_BATCH_FACTOR)
-        return [self._frames.popleft()[1] for _ in range(min(size, len(self._frames)))]
+        # what waits goes together: the busier the edge, the larger and cheaper its batches
+        waiting, size = len(self._frames), self.settings.batch_size
+        step = max(size // 2, 1)
+        count = min(waiting - waiting % step if waiting > size else waiting, size * MAX_BATCH_FACTOR)
+        return [self._frames.popleft()[1] for _ in range(count)]
 
     def _turn(
         self, documents: list[tuple[str, dict[str, Any], bool]], frames: list[Frame], reply: FileReply | None

@@ -145,8 +145,9 @@ class RunState:
         timestamp_s = np.array([frame.timestamp_s for frame in frames], dtype=np.float64)
         verdict, slots = np.empty(len(frames), dtype=np.uint8), np.full(len(frames), NO_SLOT, dtype=np.int64)
         begin = 0
+        shape = self.documents.frame_shape or (self._canonical.frame_shape if self._canonical else None)
         for i, frame in enumerate(frames):
-            fault = frame.fault or self._fault(frame)
+            fault = frame.fault or self._fault(frame, shape)
             if fault:
                 # in the order of arrival: a corrupt frame may come again whole, and a copy of a whole one corrupt
                 whole = slice(begin, i)
@@ -157,8 +158,8 @@ class RunState:
         verdict[begin:], slots[begin:] = self.ledger.offer_many(unique_id[begin:], timestamp_s[begin:])
         return verdict, slots
 
-    def _fault(self, frame: Frame) -> str:
-        shape = self.documents.frame_shape or (self._canonical.frame_shape if self._canonical else None)
+    @staticmethod
+    def _fault(frame: Frame, shape: tuple[int, int] | None) -> str:
         if shape is None:
             shape = (frame.image.shape[0], frame.image.shape[1]) if frame.image.ndim == 2 else (0, 0)
         return find_fault(frame.image, shape)
