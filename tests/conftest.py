@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,9 @@ EPICS = EpicsSettings(
 )
 EPICS.apply()
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Choices of engines of another day must not decide what a test runs.
+_cache = tempfile.TemporaryDirectory(prefix="ptycho-test-cache-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 
 @pytest.fixture(scope="session")

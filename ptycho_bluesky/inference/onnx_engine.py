@@ -10,7 +10,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.inference.engine import Precision, as_counts, check_phase
+from ptycho_bluesky.inference.engine import Precision, as_counts, check_frames, check_phase
+from ptycho_bluesky.models.cropping import crop_input
 from ptycho_bluesky.models.onnx_file import INPUT_NAME, OUTPUT_NAME, SCALE_NAME, read_manifest
 from ptycho_bluesky.models.serving import serving_graph
 
@@ -88,8 +89,9 @@ class OnnxEngine:
         # waiting threads that spin take the core from the acquisition
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         chosen = providers(provider, precision, cache_dir)
+        self._crop = crop_input(serving_graph(content))
         try:
-            self._session = onnxruntime.InferenceSession(serving_graph(content), options, providers=chosen)
+            self._session = onnxruntime.InferenceSession(self._crop.graph, options, providers=chosen)
         except Exception as error:
             raise InputError(f"model for ONNX Runtime: {error}", "its graph must be one that it reads") from error
         names = {entry.name for entry in self._session.get_inputs()}
@@ -110,6 +112,8 @@ class OnnxEngine:
 
     def infer(self, counts: NDArray[Any], count_scale: float | None = None) -> NDArray[np.float32]:
         """Read frames (n, H, W) to phase (n, h, w) in rad."""
+        check_frames(counts, self.image_shape)
         scale = self._count_scale if count_scale is None else count_scale
-        feed = {INPUT_NAME: as_counts(counts, self.image_shape), SCALE_NAME: np.array(scale, dtype=np.float32)}
+        part = counts[:, self._crop.rows, self._crop.cols]
+        feed = {INPUT_NAME: as_counts(part, self._crop.shape), SCALE_NAME: np.array(scale, dtype=np.float32)}
         return check_phase(np.asarray(self._session.run([OUTPUT_NAME], feed)[0]), len(counts))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.inference.engine import Precision, check_frames
+from ptycho_bluesky.models.cropping import CroppedGraph, crop_input
 from ptycho_bluesky.models.onnx_file import INPUT_NAME, OUTPUT_NAME, SCALE_NAME, read_manifest
 from ptycho_bluesky.models.serving import serving_graph
 
@@ -59,13 +60,12 @@ class OpenVinoEngine:
         self.precision: Precision = precision
         self.name = f"openvino-{'int8' if self.manifest.get('quantised') else precision}"
         self._lock = threading.Lock()
-        graph = serving_graph(content)
+        self._crop = crop_input(serving_graph(content))
         core = openvino.Core()
         try:
-            single = _compile(core, graph, self.image_shape, 1, precision, num_threads, 1)
+            single = _compile(core, self._crop, 1, precision, num_threads, 1)
             parts = {
-                size: _compile(core, graph, self.image_shape, size, precision, num_threads, num_threads)
-                for size in (PART_FRAMES, 1)
+                size: _compile(core, self._crop, size, precision, num_threads, num_threads) for size in (PART_FRAMES, 1)
             }
         except RuntimeError as error:
             raise InputError(f"model for OpenVINO: {error}", "its graph must be one that OpenVINO reads") from error
@@ -77,6 +77,7 @@ class OpenVinoEngine:
         """Read frames (n, H, W) to phase (n, h, w) in rad."""
         check_frames(counts, self.image_shape)
         scale = self._count_scale if count_scale is None else float(count_scale)
+        counts = counts[:, self._crop.rows, self._crop.cols]
         phase = np.empty((len(counts), *self.patch_shape), dtype=np.float32)
         with self._lock:
             if len(counts) == 1:
@@ -133,15 +134,14 @@ def _parts(num_frames: int) -> Iterator[slice]:
 
 def _compile(
     core: openvino.Core,
-    graph: bytes,
-    image_shape: tuple[int, int],
+    crop: CroppedGraph,
     batch: int,
     precision: Precision,
     num_threads: int,
     num_streams: int,
 ) -> openvino.CompiledModel:
-    model = core.read_model(graph)
-    model.reshape({INPUT_NAME: [batch, 1, *image_shape]})
+    model = core.read_model(crop.graph)
+    model.reshape({INPUT_NAME: [batch, 1, *crop.shape]})
     options = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         "INFERENCE_NUM_THREADS": num_threads,

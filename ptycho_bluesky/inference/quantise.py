@@ -44,8 +44,8 @@ class QuantisedModel:
 
     Attributes
     ----------
-    content : bytes
-        Model file of the last form tried.
+    content, content_all : bytes
+        Model files of the last form tried, and of the one with every layer in integers.
     accepted : bool
     reason : str
         One sentence with the figures that decided.
@@ -59,6 +59,7 @@ class QuantisedModel:
     """
 
     content: bytes
+    content_all: bytes
     accepted: bool
     reason: str
     ssim_loss: float
@@ -212,8 +213,8 @@ class _Search:
             f"with {len(layers) - len(floats)} of {len(layers)} convolutions in integers the stitched image of "
             f"held-out frames {verb} {loss:.4f} of similarity (limit {max_ssim_loss})"
         )
-        content = self._graph.mixture(floats, ssim_loss=round(loss, 5))
-        return QuantisedModel(content, accepted, reason, loss, loss_all, tuple(floats), len(layers))
+        content, every = self._graph.mixture(floats, ssim_loss=round(loss, 5)), self._graph.mixture()
+        return QuantisedModel(content, every, accepted, reason, loss, loss_all, tuple(floats), len(layers))
 
     def _engine(self, floats: list[str]) -> Engine:
         from ptycho_bluesky.inference.openvino_engine import OpenVinoEngine

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.inference.cache import EngineCache
 from ptycho_bluesky.inference.engine import Precision, check_frames
+from ptycho_bluesky.models.cropping import crop_input
 from ptycho_bluesky.models.half import half_graph
 from ptycho_bluesky.models.onnx_file import INPUT_NAME, OUTPUT_NAME, SCALE_NAME, read_manifest
 from ptycho_bluesky.models.serving import serving_graph
@@ -87,16 +88,17 @@ class TensorRtEngine:
         self.precision: Precision = "float16" if precision == "auto" else precision
         self.name = f"tensorrt-{self.precision}"
         self._count_scale = float(self.manifest.get("count_scale", 1.0))
-        graph = graph_for(content, self.precision)
+        self._crop = crop_input(graph_for(content, self.precision))
+        shape = self._crop.shape
         self._torch: Any = torch
         self._engine = _load_plan(
-            tensorrt, graph, self.image_shape, torch.cuda.get_device_name(), cache or EngineCache()
+            tensorrt, self._crop.graph, shape, torch.cuda.get_device_name(), cache or EngineCache()
         )
         self._context = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream()
         self._lock = threading.Lock()
         device = torch.device("cuda")
-        self._counts = torch.empty((MAX_BATCH, 1, *self.image_shape), dtype=torch.float32, device=device)
+        self._counts = torch.empty((MAX_BATCH, 1, *shape), dtype=torch.float32, device=device)
         self._scale = torch.ones((), dtype=torch.float32, device=device)
         self._phase = torch.empty((MAX_BATCH, 1, *self.patch_shape), dtype=torch.float32, device=device)
         addresses = {INPUT_NAME: self._counts, SCALE_NAME: self._scale, OUTPUT_NAME: self._phase}
@@ -106,6 +108,7 @@ class TensorRtEngine:
     def infer(self, counts: NDArray[Any], count_scale: float | None = None) -> NDArray[np.float32]:
         """Read frames (n, H, W) to phase (n, h, w) in rad."""
         check_frames(counts, self.image_shape)
+        counts = counts[:, self._crop.rows, self._crop.cols]
         scale = self._count_scale if count_scale is None else float(count_scale)
         phase = np.empty((len(counts), *self.patch_shape), dtype=np.float32)
         with self._lock:
@@ -120,7 +123,7 @@ class TensorRtEngine:
             frames = torch.from_numpy(np.ascontiguousarray(counts, dtype=np.float32))
             self._counts[:n, 0].copy_(frames, non_blocking=True)
             self._scale.fill_(scale)
-            self._context.set_input_shape(INPUT_NAME, (n, 1, *self.image_shape))
+            self._context.set_input_shape(INPUT_NAME, (n, 1, *self._crop.shape))
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 raise RuntimeError("TensorRT could not enqueue the batch")
             answer = self._phase[:n, 0].cpu()

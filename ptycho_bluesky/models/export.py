@@ -178,8 +178,7 @@ def to_onnx(
     preprocessing : Preprocessing or mapping
         ``{"sqrt": bool, "scale": float}``, or with an offset; it becomes part of the graph.
     manifest : mapping
-        JSON-able content for the file's metadata (pixel size, training runs, …). ``architecture``, the name by which
-        `ptycho_bluesky.models.build` makes the network, is "ptychonn2" where it is not stated.
+        JSON-able content for the file's metadata (pixel size, training runs, …).
 
     Returns
     -------
@@ -193,7 +192,7 @@ def to_onnx(
     """
     content = {
         "version": FORMAT_VERSION,
-        "architecture": "ptychonn2",
+        "architecture": module.architecture,
         **(manifest or {}),
         "image_shape": list(image_shape),
         "patch_shape": list(module.patch_shape(image_shape)),
@@ -201,10 +200,8 @@ def to_onnx(
         "architecture_options": module.options,
     }
     _check_shape(image_shape, module.shape_multiple)
-    if type(module) is not type(build(content["architecture"], **module.options)):
-        raise InputError(
-            f"network of type {type(module).__name__}", f"the manifest calls it {content['architecture']!r}"
-        )
+    if content["architecture"] != module.architecture:
+        raise InputError(f"network {module.architecture}", f"the manifest calls it {content['architecture']!r}")
     if not isinstance(preprocessing, Preprocessing):
         preprocessing = Preprocessing.from_dict(preprocessing or {})
     if preprocessing.offset is not None and preprocessing.offset.shape != tuple(image_shape):

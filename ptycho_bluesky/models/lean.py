@@ -91,7 +91,7 @@ class LeanNet(Network):
         super().__init__()
         if crop not in CROP_FACTORS:
             raise InputError(f"crop = {crop}", f"it is one of {CROP_FACTORS}")
-        self.crop, c = crop, channels
+        self.channels, self.crop, c = channels, crop, channels
         self.encoder = nn.Sequential(
             CentreCrop(crop),
             nn.Conv2d(1, c, 6, stride=2, padding=2),
@@ -116,6 +116,11 @@ class LeanNet(Network):
             ScaledTanh(),
         )
         initialise_he(self)
+
+    @property
+    def architecture(self) -> str:
+        """Name by which `ptycho_bluesky.models.build` makes the network."""
+        return f"lean{self.channels}"
 
     @property
     def options(self) -> dict[str, Any]:

@@ -42,6 +42,11 @@ class Network(nn.Module):
     stages: ClassVar[tuple[Stage, ...]]
 
     @property
+    def architecture(self) -> str:
+        """Name by which `ptycho_bluesky.models.build` makes the network."""
+        raise NotImplementedError
+
+    @property
     def options(self) -> dict[str, Any]:
         """What `ptycho_bluesky.models.build` needs beside the name, JSON-able."""
         return {}

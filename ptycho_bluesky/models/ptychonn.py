@@ -66,6 +66,11 @@ class PtychoNN2(Network):
         if initialisation == "he":
             initialise_he(self)
 
+    @property
+    def architecture(self) -> str:
+        """Name by which `ptycho_bluesky.models.build` makes the network."""
+        return "ptychonn2"
+
 
 class PtychoNN(Network):
     """PtychoNN with 4 694 690 parameters: the levels of PtychoNN 2.0 with 32 base channels, and two decoders.
@@ -86,6 +91,11 @@ class PtychoNN(Network):
         self.decoder1 = _decoder(32, nn.Sigmoid())
         self.decoder2 = _decoder(32, ScaledTanh())
         initialise_he(self)
+
+    @property
+    def architecture(self) -> str:
+        """Name by which `ptycho_bluesky.models.build` makes the network."""
+        return "ptychonn"
 
 
 def load_state(path: Path | str, *, weights_only: bool = True) -> dict[str, Tensor]:

@@ -72,9 +72,7 @@ class QuantisedGraph:
         for node in model.graph.node:
             if node.name not in float_layers:
                 continue
-            source = values.get(node.input[0])
-            if source is not None and source.op_type == "DequantizeLinear":
-                node.input[0] = values[source.input[0]].input[0]
+            _read_floats(node, values)
             for place, name in enumerate(originals[node.name].input[1:], start=1):
                 # the weights as they were, and the bias without the correction for quantised ones
                 own = f"{name}_float"
@@ -92,6 +90,16 @@ class QuantisedGraph:
     def _is_quantised(self, conv: onnx.NodeProto) -> bool:
         made_by = {name: node.op_type for node in self._quantised.graph.node for name in node.output}
         return made_by.get(conv.input[1]) == "DequantizeLinear"
+
+
+def _read_floats(node: onnx.NodeProto, values: Mapping[str, onnx.NodeProto]) -> None:
+    """Let a node, and an upsampling that it reads, take the values before they were quantised."""
+    source = values.get(node.input[0])
+    if source is not None and source.op_type == "DequantizeLinear":
+        node.input[0] = values[source.input[0]].input[0]
+        source = values.get(node.input[0])
+    if source is not None and source.op_type == "Resize":
+        _read_floats(source, values)
 
 
 def _quantise(model: onnx.ModelProto, frames: NDArray[Any], count_scale: float) -> onnx.ModelProto:
