@@ -16,6 +16,7 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.inference import LoadedModel, ModelSlot, check_model, load_model
 from ptycho_bluesky.inference.watch import ModelSource, ModelWatcher
+from ptycho_bluesky.preprocess import Canonical
 from ptycho_bluesky.records import InferredBatch, ModelRecord
 from ptycho_bluesky.stitching import MosaicBuilder
 from ptycho_bluesky.stitching.moments import frame_moments
@@ -217,7 +218,12 @@ class EdgeService:
         ptycho = start.get("ptycho")
         if not isinstance(ptycho, dict) or not ptycho.get("frame_shape"):
             return
-        side = min(int(size) for size in ptycho["frame_shape"])
+        height, width = (int(size) for size in ptycho["frame_shape"])
+        try:
+            side = Canonical.from_run(ptycho, (height, width)).num_px
+        except InputError as error:
+            logger.error("run %s: %s", str(start.get("uid", ""))[:8], error)
+            return
         pixel = ptycho.get("pixel_size_m")
         measured = ((side, side), None if pixel is None else float(pixel))
         with self._geometry_lock:

@@ -15,6 +15,7 @@ from ophyd import Device
 from ophyd.areadetector.base import ADComponent as Cpt
 from ophyd.utils import DisconnectedError
 
+from ptycho_bluesky.config import DetectorSettings
 from ptycho_bluesky.devices._errors import HardwareError
 from ptycho_bluesky.devices._waiting import put_and_wait, require_connection, run_in_thread, wait_until
 from ptycho_bluesky.devices.acquisition import Acquisition
@@ -26,6 +27,8 @@ from ptycho_bluesky.devices.frame_file import FrameFile, columns
 from ptycho_bluesky.devices.records import Action, EventRecord
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry
+from ptycho_bluesky.io.masks import stated_canonical
+from ptycho_bluesky.preprocess import Canonical
 from ptycho_bluesky.records import Segment
 
 __all__ = ["PtychoDetector"]
@@ -51,6 +54,8 @@ class PtychoDetector(Device):
     ioc_raw_dir : path, optional
         The same folder as the detector's machine sees it, when that differs.
     geometry : BeamlineGeometry, optional
+    settings : DetectorSettings, optional
+        Centre, region of interest and mask, for the start documents of its runs.
     external_trigger, internal_trigger : str
         TriggerMode of the driver for a trigger a frame, and for free exposures.
     lazy_open : bool
@@ -78,6 +83,7 @@ class PtychoDetector(Device):
         raw_dir: Path,
         ioc_raw_dir: Path | str | None = None,
         geometry: BeamlineGeometry | None = None,
+        settings: DetectorSettings | None = None,
         external_trigger: str = "External",
         internal_trigger: str = "Internal",
         lazy_open: bool = False,
@@ -97,6 +103,7 @@ class PtychoDetector(Device):
             flush_timeout_s=flush_timeout_s,
         )
         self.beamline_geometry = geometry
+        self.settings = settings or DetectorSettings()
         self.external_trigger, self.internal_trigger = external_trigger, internal_trigger
         self.arm_timeout_s, self.flush_timeout_s = arm_timeout_s, flush_timeout_s
         self.planned = EventRecord("trajectory", {"planned_y_m": list, "planned_x_m": list})
@@ -168,9 +175,20 @@ class PtychoDetector(Device):
         words = f"{self.cam.manufacturer.get(use_monitor=False)} {self.cam.model.get(use_monitor=False)}"
         return "sim" in words.lower()
 
+    def canonical(self) -> dict[str, Any]:
+        """How its frames become canonical, as calibrated; see `ptycho_bluesky.preprocess.Canonical.from_run`."""
+        content = stated_canonical(self.settings, self.frame_shape)
+        Canonical.from_run({"canonical": content}, self.frame_shape)  # a crop outside the frame is told before the scan
+        return content
+
     def read_geometry(self) -> Geometry | None:
-        """Geometry stated by the settings or the beamline, None when unknown."""
-        return None if self.beamline_geometry is None else self.beamline_geometry.read(self.frame_shape)
+        """Geometry of the canonical frames as settings or beamline state it, None when unknown."""
+        if self.beamline_geometry is None:
+            return None
+        shape, content = self.frame_shape, self.canonical()
+        if content:
+            shape = Canonical.from_run({"canonical": content}, shape).shape
+        return self.beamline_geometry.read(shape)
 
     @property
     def stated_pixel_m(self) -> float | None:

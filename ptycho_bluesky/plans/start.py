@@ -115,6 +115,7 @@ def start_metadata(
             "pixel_size_m": object_pixel_m if geometry is None else geometry.object_pixel_m,
             "pixel_size_nominal": object_pixel_m is not None,
             "frame_shape": list(detector.frame_shape),
+            "canonical": detector.canonical(),
             "scan": {**points.metadata, "exposure_s": float(options.exposure_s), "period_s": options.period_s},
             "detector": {
                 "channel": detector.channel,

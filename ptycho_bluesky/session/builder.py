@@ -130,7 +130,9 @@ def _make_devices(settings: Settings) -> dict[str, Any]:
     prefix = settings.epics.prefix
     energy = Energy(f"{prefix}energy:", name="energy")
     geometry = BeamlineGeometry(settings.geometry, energy, DetectorGeometry(f"{prefix}det1:", name="detector_geometry"))
-    detector = PtychoDetector(f"{prefix}det1:", name="det", raw_dir=settings.raw_dir, geometry=geometry)
+    detector = PtychoDetector(
+        f"{prefix}det1:", name="det", raw_dir=settings.raw_dir, geometry=geometry, settings=settings.detector
+    )
     controller = TrajectoryController(f"{prefix}fly1:", name="trajectory")
     return {
         "stage": SampleStage(prefix, name="stage"),
