@@ -178,6 +178,21 @@ class EdgeSettings(_Section):
         default=20, ge=0, description="Completed runs without a mosaic that are replayed at start."
     )
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """``(k, n)``: this edge reads the frames whose unique id is k modulo n.
+
+        Raises
+        ------
+        InputError
+            k is not below n.
+        """
+        if self.share_index >= self.share_count:
+            raise InputError(
+                f"edge.share_index = {self.share_index}", f"it is below edge.share_count = {self.share_count}"
+            )
+        return self.share_index, self.share_count
+
 
 class ReconstructSettings(_Section):
     """Iterative reconstruction of finished runs."""

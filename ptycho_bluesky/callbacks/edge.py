@@ -74,7 +74,7 @@ class EdgeInference(DocumentRouter):
         super().__init__()
         self.slot = slot or ModelSlot()
         self.latest = LatestSink(timed=not any(isinstance(sink, PvaSink) for sink in sinks))
-        share = (settings.share_index, settings.share_count) if settings is not None else (0, 1)
+        share = settings.share if settings is not None else (0, 1)
         self.source = PvaFrameSource(self._take_frames, share) if pva else None
         self.pipeline = EdgePipeline(
             self.slot,

@@ -20,6 +20,7 @@ from ptycho_bluesky.preprocess import Canonical
 from ptycho_bluesky.records import InferredBatch, ModelRecord
 from ptycho_bluesky.stitching import MosaicBuilder
 from ptycho_bluesky.stitching.moments import frame_moments
+from ptycho_bluesky.streaming.merging import share_dir
 from ptycho_bluesky.streaming.recovery import DocumentRecovery, JournalFollower, JournalSource, TiledSource
 from ptycho_bluesky.streaming.sinks import Sink
 from ptycho_bluesky.streaming.sinks_pva import PvaSink
@@ -113,7 +114,10 @@ class EdgeService:
         self.slot = ModelSlot()
         connect = partial(TiledStore.connect, settings.tiled) if tiled else None
         warm_up()
-        self.store_sink = StoreSink(settings.edge_dir, connect, settings.edge.tiled_period_s)
+        share = settings.edge.share
+        # a share is no result of the run: it stays here until `ptycho-bluesky merge` puts all of them together
+        whole = connect if share[1] == 1 else None
+        self.store_sink = StoreSink(share_dir(settings.edge_dir, share), whole, settings.edge.tiled_period_s)
         sinks: list[Sink] = [self.store_sink]
         if pva:
             sinks.append(PvaSink(settings.edge.prefix))

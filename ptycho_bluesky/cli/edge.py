@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ptycho_bluesky.cli.options import ConfigOption, DataDirOption, VerboseOption, setup
+from ptycho_bluesky.errors import InputError
 
 __all__ = ["command"]
 
@@ -23,6 +24,9 @@ def command(
     models: Annotated[
         Path | None, typer.Option(help="Take models from this local registry instead of Tiled.", file_okay=False)
     ] = None,
+    modulo: Annotated[
+        str | None, typer.Option(help="K/N: read only every N-th frame, from the K-th (0 to N−1), beside other edges.")
+    ] = None,
     tiled: Annotated[bool, typer.Option(help="Write results to Tiled; else they stay in DATA_DIR/edge.")] = True,
     verbose: VerboseOption = False,
 ) -> None:
@@ -32,6 +36,9 @@ def command(
     batches. What the stream missed is read back from the detector's file when the scan has ended. Start it at any
     time, also half-way through a scan; runs that ended without it are caught up. The mosaic is on pvAccess
     (PREFIX + Mosaic:Image, with every counter) and in Tiled (results/RUN/live).
+
+    Several edges share one stream with [cyan]--modulo 0/2[/], [cyan]--modulo 1/2[/] and a prefix of their own each;
+    [cyan]ptycho-bluesky merge[/] puts their mosaics together.
 
     Example: [cyan]ptycho-bluesky edge --data-dir ptycho_data[/]
     """
@@ -43,6 +50,7 @@ def command(
         edge__batch_size=batch_size,
         edge__num_threads=threads,
         edge__prefix=prefix,
+        **_share(modulo),
     )
     from ptycho_bluesky.callbacks.edge_service import EdgeService
     from ptycho_bluesky.workflow.signals import stop_on_signals
@@ -64,3 +72,13 @@ def command(
             stop.wait()
         finally:
             service.close()
+
+
+def _share(modulo: str | None) -> dict[str, int]:
+    """Settings of ``K/N``."""
+    if modulo is None:
+        return {}
+    index, _, count = modulo.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise InputError(f"--modulo {modulo}", "it is K/N with K from 0 to N−1", "e.g. --modulo 0/2")
+    return {"edge__share_index": int(index), "edge__share_count": int(count)}

@@ -41,6 +41,8 @@ class Verdict(IntEnum):
     """A frame of the run, seen for the first time."""
     DUPLICATE = 2
     """The same frame again."""
+    FOREIGN = 3
+    """A frame of the run that another edge reads."""
 
 
 # plain numbers: comparing an array with a member of an enumeration takes longer than the comparison
@@ -55,14 +57,16 @@ class Ledger:
     clock_tolerance_s : float
         By how much a frame's timestamp may lie before its segment's document: clocks of two machines disagree. Older
         frames are strays of an earlier run whose ids happen to be the same.
+    share : tuple of int
+        ``(k, n)``: the account is of the frames whose unique id is k modulo n; other edges have the others.
 
     Notes
     -----
     Not thread-safe. A *slot* is an integer that names one generated frame for as long as the ledger lives.
     """
 
-    def __init__(self, clock_tolerance_s: float = 1.0) -> None:
-        self.clock_tolerance_s = clock_tolerance_s
+    def __init__(self, clock_tolerance_s: float = 1.0, share: tuple[int, int] = (0, 1)) -> None:
+        self.clock_tolerance_s, self.share = clock_tolerance_s, share
         self.clock_offset_s = 0.0
         """Added to timestamps of frames before they are compared with times of documents."""
         self.duplicates = 0
@@ -111,7 +115,7 @@ class Ledger:
             if not np.isfinite(log.end_s) and log.time_s <= time_s:
                 log.end_s = time_s  # the detector is armed once at a time
         # slots hold the place in the list, so a segment that is announced late is appended, not inserted
-        self._logs.append(SegmentLog(segment, time_s, first_row))
+        self._logs.append(SegmentLog(segment, time_s, first_row, self.share))
         return self._adopt_overrun(len(self._logs) - 1)
 
     def end_segment(self, index: int, frames_generated: int, time_s: float = np.nan) -> None:
@@ -210,7 +214,7 @@ class Ledger:
         time_s = timestamp_s + self.clock_offset_s
         # written so that a time that is not known, NaN, counts as in time
         untimely = (log.time_s - time_s > self.clock_tolerance_s) | (time_s - log.end_s > self.clock_tolerance_s)
-        if untimely.any() or log.received[offset].any():
+        if untimely.any() or log.received[offset].any() or not log.mine[offset].all():
             return None
         if len(offset) > 1 and not (np.diff(offset) > 0).all() and len(np.unique(offset)) != len(offset):
             return None
@@ -227,6 +231,8 @@ class Ledger:
                 break
             log = self._logs[k]
             offset = unique_id - log.segment.first_unique_id
+            if not log.mine[offset]:
+                return Verdict.FOREIGN, k << _SHIFT | offset
             if log.same_frame(offset, timestamp_s):
                 return Verdict.DUPLICATE, k << _SHIFT | offset
             if not log.received[offset] and (len(candidates) == 1 or log.in_order(offset, timestamp_s)):
@@ -313,7 +319,7 @@ class Ledger:
 
     def generated(self) -> int:
         """Frames that the detector counted; while a segment runs, as far as seen."""
-        return sum(log.generated for log in self._logs)
+        return sum(log.owned for log in self._logs)
 
     def missing(self) -> NDArray[np.int64]:
         """Slots (n,) that were generated and not inferred; those rejected on the stream are among them."""
@@ -323,13 +329,13 @@ class Ledger:
             wanted = (state == FrameState.MISSED) | (
                 (state == FrameState.REJECTED) & (log.origin[: log.generated] == FrameOrigin.STREAM)
             )
-            found.append(np.flatnonzero(wanted).astype(np.int64) | (k << _SHIFT))
+            found.append(np.flatnonzero(wanted & log.mine[: log.generated]).astype(np.int64) | (k << _SHIFT))
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
     def awaits_stream(self) -> bool:
         """Whether a generated frame has neither been received nor rejected."""
         return any(
-            bool((~log.received[: log.generated] & (log.state[: log.generated] == FrameState.MISSED)).any())
+            bool((log.mine & ~log.received & (log.state == FrameState.MISSED))[: log.generated].any())
             for log in self._logs
         )
 
@@ -395,7 +401,7 @@ class Ledger:
         inside = {"received": 0, "recovered": 0, "inferred": 0, "late": 0, "rejected": 0, "missed_state": 0, "twice": 0}
         stray = 0
         for log in self._logs:
-            part = slice(0, log.generated)
+            part = np.flatnonzero(log.mine[: log.generated]) if self.share[1] > 1 else slice(0, log.generated)
             inferred = log.state[part] == FrameState.INFERRED
             inside["received"] += int(log.received[part].sum())
             inside["recovered"] += int((inferred & ~log.received[part]).sum())

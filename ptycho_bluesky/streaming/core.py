@@ -19,7 +19,7 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.inference import ModelSlot
 from ptycho_bluesky.records import FrameCounts, FrameOrigin, InferredBatch, Mosaic
-from ptycho_bluesky.streaming.accounting import RowJoiner
+from ptycho_bluesky.streaming.accounting import Ledger, RowJoiner
 from ptycho_bluesky.streaming.closing import Closing, ClosingOptions, FileReply, FileRequest
 from ptycho_bluesky.streaming.frames import Frame
 from ptycho_bluesky.streaming.held import ClockOffset, HeldFrames
@@ -70,6 +70,8 @@ class EdgeCore:
         Frames read by the network at once, at most.
     residual_share : float
         Part of the time that physics residuals may take; 1: every frame has one.
+    share : tuple of int
+        ``(k, n)``: frames whose unique id is k modulo n are read, the others belong to other edges.
     on_batch : callable, optional
         ``on_batch(run, batch)`` after each batch.
     on_closed : callable, optional
@@ -90,6 +92,7 @@ class EdgeCore:
         closing: ClosingOptions | None = None,
         wall_clock: bool = True,
         max_batch: int = 64,
+        share: tuple[int, int] = (0, 1),
         residual_share: float = 0.1,
         on_batch: Callable[[RunState, InferredBatch], None] | None = None,
         on_closed: Callable[[RunResult], None] | None = None,
@@ -103,7 +106,7 @@ class EdgeCore:
         self.bad_documents = 0
         self.max_batch = max_batch
         self._options = closing or ClosingOptions()
-        self._wall_clock, self._residual_share = wall_clock, residual_share
+        self._wall_clock, self._residual_share, self._share = wall_clock, residual_share, share
         self._on_batch, self._on_closed, self._on_unknown = on_batch, on_closed, on_unknown
         self._closing: dict[str, Closing] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
@@ -164,7 +167,8 @@ class EdgeCore:
         if not isinstance(doc.get("ptycho"), dict):
             self._remember_closed(uid)  # no run of ours: its other documents are ignored
             return
-        run = RunState(RunDocuments(doc), live, self._wall_clock, residual_share=self._residual_share)
+        ledger = Ledger(share=self._share)
+        run = RunState(RunDocuments(doc), live, self._wall_clock, ledger, residual_share=self._residual_share)
         if live:
             for other in list(self.runs.values()):
                 if other.live and other.phase is Phase.OPEN and other.documents.channel == run.documents.channel:

@@ -82,6 +82,7 @@ class EdgePipeline:
             slot,
             closing=closing or ClosingOptions(backfill=self.settings.backfill),
             max_batch=self.settings.batch_size * MAX_BATCH_FACTOR,
+            share=self.settings.share,
             residual_share=self.settings.residual_share,
             on_batch=self._batch_done,
             on_closed=self._run_closed,

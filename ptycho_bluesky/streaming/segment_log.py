@@ -33,6 +33,7 @@ _COLUMNS: dict[str, tuple[Any, Any]] = {
     "residual": (np.float32, np.nan),
     "flag": (np.uint8, 0),
 }
+_LOGGED = ("position_source", "model", "origin", "state", "late", "residual", "flag", "timestamp_s")
 
 
 class SegmentLog:
@@ -45,6 +46,8 @@ class SegmentLog:
         Time of the segment's document.
     first_row : int, optional
         Row of the file at which the segment begins.
+    share : tuple of int
+        ``(k, n)``: only frames whose unique id is k modulo n are of interest.
     """
 
     received: NDArray[np.bool_]
@@ -58,8 +61,14 @@ class SegmentLog:
     residual: NDArray[np.float32]
     flag: NDArray[np.uint8]
 
-    def __init__(self, segment: Segment, time_s: float = np.nan, first_row: int | None = None) -> None:
-        self.segment = segment
+    def __init__(
+        self,
+        segment: Segment,
+        time_s: float = np.nan,
+        first_row: int | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.segment, self.share = segment, share
         self.first_row = first_row
         self.time_s = time_s
         self.end_s = np.nan
@@ -78,6 +87,9 @@ class SegmentLog:
         old = getattr(self, "position_m", position[:0])
         position[: len(old)] = old
         self.position_m: NDArray[np.float64] = position
+        k, n = self.share
+        self.mine: NDArray[np.bool_] = (self.segment.first_unique_id + np.arange(size)) % n == k
+        """Which frames belong to the share."""
 
     @property
     def limit(self) -> int:
@@ -88,6 +100,11 @@ class SegmentLog:
     def generated(self) -> int:
         """Frames that the detector counted; while the segment runs, as far as seen."""
         return self.highest + 1 if self.ended is None else self.ended
+
+    @property
+    def owned(self) -> int:
+        """Those of `generated` that belong to the share."""
+        return int(np.count_nonzero(self.mine[: self.generated]))
 
     def end(self, frames_generated: int, time_s: float = np.nan) -> None:
         """Set the detector's count; a detector may have exposed more than it was armed for."""
@@ -115,7 +132,7 @@ class SegmentLog:
         if self.ended is None:
             return np.zeros(0, dtype=np.int64)
         seen = self.received[self.ended :] | (self.state[self.ended :] != FrameState.MISSED)
-        return np.flatnonzero(seen).astype(np.int64) + self.ended
+        return np.flatnonzero(seen & self.mine[self.ended :]).astype(np.int64) + self.ended
 
     def same_frame(self, offset: int, timestamp_s: float) -> bool:
         """Whether the frame at the offset was received with this time (or either time is unknown)."""
@@ -151,19 +168,11 @@ class SegmentLog:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Columns of the frame log for the generated frames."""
-        n = self.generated
-        offset = np.arange(n, dtype=np.int64)
+        offset = np.flatnonzero(self.mine[: self.generated]).astype(np.int64)
         return {
             "frame_index": self.segment.first_frame_index + offset,
             "unique_id": self.segment.first_unique_id + offset,
-            "position_y_m": self.position_m[:n, 0].copy(),
-            "position_x_m": self.position_m[:n, 1].copy(),
-            "position_source": self.position_source[:n].copy(),
-            "model": self.model[:n].copy(),
-            "origin": self.origin[:n].copy(),
-            "state": self.state[:n].copy(),
-            "late": self.late[:n].copy(),
-            "residual": self.residual[:n].copy(),
-            "flag": self.flag[:n].copy(),
-            "timestamp_s": self.timestamp_s[:n].copy(),
+            "position_y_m": self.position_m[offset, 0],
+            "position_x_m": self.position_m[offset, 1],
+            **{name: getattr(self, name)[offset] for name in _LOGGED},
         }
