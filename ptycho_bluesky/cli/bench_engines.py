@@ -25,9 +25,7 @@ MODEL_SIZE = 128
 def engines(
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="Weights of PtychoNN 2.0 (.pth, .safetensors) or a model file (.onnx), for the engines."
-        ),
+        typer.Option(help="Weights of PtychoNN 2.0 (.pth, .safetensors) or a model file (.onnx), for the engines."),
     ] = None,
     frames: Annotated[
         Path | None, typer.Option(help="Recorded scan (npz, CXI, HDF5) on which integers are tested, with --weights.")

@@ -71,10 +71,14 @@ def command(
     )
     from ptycho_bluesky.training.options import TrainOptions
 
-    options = TrainOptions.from_settings(settings.train, epochs=epochs, augment=augment, device=device)
+    start = _read_parent(parent)
+    changes = {"epochs": epochs, "augment": augment, "device": device}
+    if start is not None and architecture is None:
+        changes["architecture"] = _architecture(start)
+    options = TrainOptions.from_settings(settings.train, **changes)
     label_sets, validation = _read_labels(labels or [settings.corpus_dir], validate)
     console = Console(stderr=True)
-    result = _train(label_sets, validation, options, _read_parent(parent), out, console)
+    result = _train(label_sets, validation, options, start, out, console)
     _write(out, result.content)
     checkpoints = _checkpoints(out)
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
@@ -101,6 +105,12 @@ def _read_parent(path: Path | None) -> bytes | None:
         return path.read_bytes() if path else None
     except OSError as error:
         raise InputError(f"model {path}: {error}", "the file must be readable") from error
+
+
+def _architecture(parent: bytes) -> str:
+    from ptycho_bluesky.models.export import read_manifest
+
+    return str(read_manifest(parent).get("architecture", ""))
 
 
 def _checkpoints(out: Path) -> Path:

@@ -179,7 +179,7 @@ def train(
     runs = (*(uid for uid in start.trained_runs if uid not in arrays.run_uids), *arrays.run_uids)
     spent = plan.num_steps * plan.batch_size
     manifest = {
-        "architecture": options.architecture,
+        "architecture": training.network.architecture,
         "parent_id": start.parent_id,
         "training_runs": list(runs),
         "frame_updates": start.frame_updates + spent,
@@ -224,6 +224,12 @@ def _start(options: TrainOptions, arrays: TrainingArrays, parent: bytes | None) 
             network = PtychoNN2("torch")
         return _Start(PhaseReader(network, preprocessing), "", (), 0)
     reader, manifest = from_onnx(parent)
+    if reader.network.architecture != options.architecture:
+        raise InputError(
+            f"parent model of architecture {reader.network.architecture}",
+            f"{options.architecture} is asked for",
+            "start from a model of this architecture, or from none",
+        )
     if tuple(manifest["image_shape"]) != arrays.image.shape[1:]:
         raise InputError(
             f"parent model of frames {tuple(manifest['image_shape'])}",
