@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptycho_bluesky.bench.shipped import shipped_model, shipped_models
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.inference.engine import read_model_file
 from ptycho_bluesky.models import build
@@ -15,7 +16,8 @@ from ptycho_bluesky.training.registry import LocalModelStore, content_id
 
 __all__ = ["BenchModel", "published", "register", "shipped", "untrained"]
 
-SHIPPED_DIR = Path(__file__).parent / "models"
+NETWORK = "ptychonn2"
+TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,26 @@ def untrained(architecture: str, size_px: int, seed: int = 0) -> BenchModel:
 
 
 def shipped(size_px: int) -> BenchModel | None:
-    """The fastest trained model that comes with the package for this size (the first by name), None without one."""
-    for path in sorted(SHIPPED_DIR.glob("*.onnx")):
-        if tuple(read_manifest(path.read_bytes()).get("image_shape", ())) == (size_px, size_px):
-            return BenchModel.read(path, size_px)
-    return None
+    """The fastest lean model of the package for this size that is as good as PtychoNN 2.0; None without any.
+
+    As good: its mosaic of the held-out scan has a similarity at most `TOLERANCE` under that of PtychoNN 2.0 trained on
+    the same data. Of those the one with the fewest weights; where none is good enough, the best one.
+    """
+    scores = {name: entry["held_out"]["ssim"] for name, entry in shipped_models()["models"].items()}
+    paths = [shipped_model(name) for name in scores if name.startswith("lean")]
+    fitting = [path for path in paths if tuple(read_manifest(path.read_bytes())["image_shape"]) == (size_px, size_px)]
+    if not fitting:
+        return None
+    good = [path for path in fitting if scores[path.stem] >= scores.get(NETWORK, -1.0) - TOLERANCE]
+    if good:
+        return BenchModel.read(min(good, key=lambda path: path.stat().st_size), size_px)
+    return BenchModel.read(max(fitting, key=lambda path: scores[path.stem]), size_px)
 
 
 def published(weights: Path | None, size_px: int) -> BenchModel:
     """PtychoNN 2.0 with the published weights, or with random ones when no file is given."""
     if weights is None:
-        return untrained("ptychonn2", size_px)
+        return untrained(NETWORK, size_px)
     return BenchModel(f"PtychoNN 2.0 ({weights.name})", read_model_file(weights, (size_px, size_px)))
 
 

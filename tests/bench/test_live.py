@@ -9,6 +9,7 @@ from ptycho_bluesky.bench.live import LiveBench, live_rows, run
 from ptycho_bluesky.bench.live_models import BenchModel, register, untrained
 from ptycho_bluesky.bench.live_run import Outcome, ids_of_ranges
 from ptycho_bluesky.bench.live_scene import LiveScene, RunOfFrames
+from ptycho_bluesky.bench.live_soak import folder_bytes, memory_drift, soak_rows
 from ptycho_bluesky.bench.live_swaps import swap_pauses_s
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.streaming.run_documents import RunDocuments
@@ -62,6 +63,20 @@ def test_the_pause_of_a_swap_is_what_it_took_longer_than_usual():
     batches = [[time_s, 8, model] for time_s, model in zip(done, "aaabbc", strict=True)]
     assert swap_pauses_s(batches) == pytest.approx([0.5, 0.0])
     assert swap_pauses_s([]) == []
+
+
+def test_a_soak_fails_on_one_frame_too_few_or_memory_that_grows(tmp_path):
+    options = LiveBench(rate=100.0, seconds=1.0)
+    counts = {**outcome().counts, "generated": 100, "inferred": 100}
+    good = {**outcome(counts=counts).as_dict(), "rss_bytes": 1e8, "disk_bytes": 10}
+    rows = soak_rows([good, {**good, "rss_bytes": 1.04e8}], options)
+    assert all(row.passed is not False for row in rows)
+    bad = {**good, "rss_bytes": 1.06e8, "counts": {**counts, "inferred": 99, "lost": 1}}
+    failed = {row.metric for row in soak_rows([good, bad], options) if row.passed is False}
+    assert failed == {"soak_frames_inferred", "soak_frames_miscounted", "soak_memory_drift"}
+    assert memory_drift([100.0, 97.0]) == pytest.approx(0.03)
+    (tmp_path / "file").write_bytes(b"1234")
+    assert folder_bytes(tmp_path) == 4
 
 
 @pytest.fixture(scope="module")
