@@ -164,7 +164,7 @@ class EdgeSettings(_Section):
     )
     tiled_period_s: float = Field(default=1.0, ge=0.5, description="Period of mosaics into Tiled while a scan runs.")
     residual_share: float = Field(
-        default=0.1,
+        default=0.05,
         ge=0,
         le=1,
         description="Part of the time that physics residuals may take; 1 checks every frame, 0 none.",
@@ -228,6 +228,16 @@ class WorkerSettings(_Section):
     retries: int = Field(default=3, ge=0)
     catch_up_period_s: float = Field(default=30.0, gt=0)
     min_frames: int = Field(default=50, ge=1, description="Runs with fewer frames are skipped.")
+    update: Literal["every_run", "on_mismatch"] = Field(
+        default="every_run",
+        description="Learn from every run, or only while the model does not fit new ones (docs: learning).",
+    )
+    mismatch_tolerance: float = Field(
+        default=0.1, gt=0.0, lt=1.0, description="Relative loss of score on a new run from which on one retrains."
+    )
+    probe_interval_s: float = Field(
+        default=3600.0, ge=0.0, description="How often a run is looked at while the model fits."
+    )
 
 
 class Settings(BaseSettings):

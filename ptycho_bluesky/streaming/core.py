@@ -93,7 +93,7 @@ class EdgeCore:
         wall_clock: bool = True,
         max_batch: int = 64,
         share: tuple[int, int] = (0, 1),
-        residual_share: float = 0.1,
+        residual_share: float = 0.05,
         on_batch: Callable[[RunState, InferredBatch], None] | None = None,
         on_closed: Callable[[RunResult], None] | None = None,
         on_unknown: Callable[[str, dict[str, Any]], None] | None = None,

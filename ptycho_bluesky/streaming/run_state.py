@@ -79,7 +79,7 @@ class RunState:
     ledger: Ledger = field(default_factory=Ledger)
     phase: Phase = Phase.OPEN
     models: list[str] = field(default_factory=list)
-    residual_share: float = 0.1
+    residual_share: float = 0.05
     """Part of the run's time that residuals may take."""
     active_s: float = field(default_factory=time.monotonic)
     model_errors: dict[str, str] = field(default_factory=dict)

@@ -67,7 +67,7 @@ class RunTrust:
     share of the time between frames (measured): at low rates every frame is.
     """
 
-    def __init__(self, light: Light, share: float = 0.1) -> None:
+    def __init__(self, light: Light, share: float = 0.05) -> None:
         self.light, self.share = light, share
         self.latest = math.nan
         """Running mean of the residuals."""

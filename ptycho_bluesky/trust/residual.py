@@ -105,9 +105,6 @@ class ResidualMeter:
         sign = (1.0 - 2.0 * (np.add.outer(np.arange(size), np.arange(size)) % 2)).astype(np.float32)
         self._probe = physics.probe * (sign if size % 2 == 0 else np.float32(1.0))
         self._patch_shape = (int(patch_shape[0]), int(patch_shape[1]))
-        self._index = tuple(
-            np.clip(np.arange(size) - (size // 2 - part // 2), 0, part - 1) for part in self._patch_shape
-        )
         self._inside = tuple(slice(size // 2 - part // 2, size // 2 - part // 2 + part) for part in self._patch_shape)
         self._good = None if good is None or good.all() else np.asarray(good, dtype=np.float32)
         self._lit = self._inner_weight()
@@ -146,11 +143,15 @@ class ResidualMeter:
             patch *= np.exp(np.float32(law.offset) + np.float32(law.slope) * phase_rad)
         if self._patch_shape == (self.size, self.size):
             return patch
-        if self.filling == "edge":
-            return patch[:, self._index[0][:, None], self._index[1][None, :]]
         wave = np.empty((len(patch), self.size, self.size), dtype=np.complex64)
-        wave[:] = (patch * self._lit).sum(axis=(1, 2))[:, None, None]
-        wave[:, self._inside[0], self._inside[1]] = patch
+        rows, cols = self._inside
+        if self.filling == "mean":
+            wave[:] = (patch * self._lit).sum(axis=(1, 2))[:, None, None]
+        wave[:, rows, cols] = patch
+        if self.filling == "edge":
+            wave[:, : rows.start, cols], wave[:, rows.stop :, cols] = patch[:, :1], patch[:, -1:]
+            wave[:, :, : cols.start] = wave[:, :, cols.start, None]
+            wave[:, :, cols.stop :] = wave[:, :, cols.stop - 1, None]
         return wave
 
     def _expected(self, wave: NDArray[Any]) -> NDArray[np.float32]:
