@@ -15,6 +15,7 @@ from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.inference import LoadedModel, ModelSlot, check_model, load_model
+from ptycho_bluesky.inference.tuning import EngineTuner
 from ptycho_bluesky.inference.watch import ModelSource, ModelWatcher
 from ptycho_bluesky.preprocess import Canonical
 from ptycho_bluesky.records import InferredBatch, ModelRecord
@@ -125,6 +126,12 @@ class EdgeService:
         self._measured: tuple[tuple[int, int], float | None] | None = None
         self._models = TiledModels(connect) if connect is not None and models is None else None
         source = models or self._models
+        self.tuner = EngineTuner(
+            self.slot,
+            num_threads=settings.edge.num_threads,
+            batch_size=settings.edge.batch_size,
+            precision=settings.edge.precision,
+        )
         self.watcher = None if source is None else ModelWatcher(source, self.slot, self._load, self._accept)
         self.edge = EdgeInference(
             settings.edge,
@@ -170,6 +177,7 @@ class EdgeService:
             self._watch.stop()
         if self.watcher is not None:
             self.watcher.stop()
+        self.tuner.stop()
         if self._models is not None:
             self._models.close()
         self.edge.close()
@@ -190,7 +198,7 @@ class EdgeService:
     def _load(self, content: bytes, model_id: str) -> LoadedModel:
         options = self.settings.edge
         batches = (1, options.batch_size)
-        return load_model(
+        model = load_model(
             content,
             options.engine,
             expected_id=model_id,
@@ -198,6 +206,10 @@ class EdgeService:
             precision=options.precision,
             warm_up_frames=batches,
         )
+        if options.engine == "auto" and options.precision != "int8":
+            # it serves by an engine that is ready at once, until the fastest one is found beside it
+            self.tuner.consider(content)
+        return model
 
     def _accept(self, model: LoadedModel) -> None:
         with self._geometry_lock:
