@@ -22,7 +22,7 @@ from ptycho_bluesky.cli.scan_source import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ptycho_bluesky.reconstruction import EpieOptions
+    from ptycho_bluesky.reconstruction import EngineOptions
     from ptycho_bluesky.records import Measurement, Reconstruction
 
 __all__ = ["command"]
@@ -31,9 +31,9 @@ __all__ = ["command"]
 def command(
     source: SourceArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Product to write (HDF5, ptychodus layout).")],
-    engine: Annotated[str | None, typer.Option(help="Engine: epie.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine: epie, rpie, cg or ptychi.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Passes over all frames.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Frames of one simultaneous update.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Frames of one update; 1: strictly one by one.")] = None,
     probe_modes: Annotated[int | None, typer.Option(help="Incoherent modes of the probe.")] = None,
     holdout: Annotated[float, typer.Option(help="Part of the frames left out for validation, 0 to 0.5.")] = 0.0,
     energy_ev: EnergyOption = None,
@@ -41,6 +41,12 @@ def command(
     detector_pixel_m: DetectorPixelOption = None,
     object_pixel_m: ObjectPixelOption = None,
     limit: LimitOption = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", help="Any option of the engine, as name=value; see the reference. Repeatable."),
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="File for the state after every pass.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on from a state that --checkpoint wrote.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the frames' order and of what is left out.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; more than one only on idle cores, 0: torch decides.")] = 1,
@@ -56,6 +62,8 @@ def command(
     options, positions are taken in object pixels and the product says so.
 
     Example: [cyan]ptycho-bluesky reconstruct siemens-star-small.npz.bz2 --engine epie --out star.h5[/]
+
+    Example: [cyan]ptycho-bluesky reconstruct run.h5 --engine cg -O noise=poisson -O patience=10 --out run-cg.h5[/]
     """
     settings = setup(
         config,
@@ -70,10 +78,11 @@ def command(
     from rich.console import Console
 
     from ptycho_bluesky.io import write_reconstruction
-    from ptycho_bluesky.reconstruction import EpieOptions
+    from ptycho_bluesky.reconstruction import engine_options
     from ptycho_bluesky.reconstruction.pictures import draw
 
-    options = EpieOptions.from_settings(settings.reconstruct, holdout_fraction=holdout, device=device, threads=threads)
+    stated_options = {"holdout_fraction": holdout, "device": device, "threads": threads, **_named_values(option or [])}
+    options = engine_options(settings.reconstruct.engine).from_settings(settings.reconstruct, **stated_options)
     check_output(out)
     stated = {
         "energy_eV": energy_ev,
@@ -83,14 +92,15 @@ def command(
     }
     measurement = read_scan(source, settings, stated, limit)
     console = Console(stderr=True)
-    result = _reconstruct(measurement, options, console)
+    result = _reconstruct(measurement, options, console, resume, checkpoint)
     write_reconstruction(out, result)
     if picture:
         draw(result, out.with_suffix(".png"))
     seconds = result.provenance["duration_s"]
-    rate = options.iterations * len(result.position_m) / seconds
+    passes = len(result.error)
+    rate = passes * len(result.position_m) / seconds
     console.print(
-        f"{len(result.position_m)} frames, {options.iterations} passes in {seconds:.1f} s "
+        f"{len(result.position_m)} frames, {passes} passes in {seconds:.1f} s "
         f"({rate:.0f} frame-updates/s)\nerror {result.error[0]:.4g} → {result.error[-1]:.4g}; "
         f"probe from: {result.provenance['probe_start']}",
         highlight=False,
@@ -98,7 +108,20 @@ def command(
     typer.echo(out)
 
 
-def _reconstruct(measurement: Measurement, options: EpieOptions, console: Console) -> Reconstruction:
+def _named_values(options: list[str]) -> dict[str, str]:
+    """Values of ``name=value``; the engine's options class checks and converts them."""
+    from ptycho_bluesky.errors import InputError
+
+    parted = [option.partition("=") for option in options]
+    bad = [name for name, equals, _ in parted if not (name and equals)]
+    if bad:
+        raise InputError(f"--option {bad[0]}", "it reads name=value", "for example -O momentum=0.5")
+    return {name: value for name, _, value in parted}
+
+
+def _reconstruct(
+    measurement: Measurement, options: EngineOptions, console: Console, resume: Path | None, checkpoint: Path | None
+) -> Reconstruction:
     """Reconstruct behind a bar that shows the error."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -111,4 +134,6 @@ def _reconstruct(measurement: Measurement, options: EpieOptions, console: Consol
             measurement,
             options,
             progress=lambda done, total, error: bar.update(task, completed=done, total=total, error=f"{error:.5f}"),
+            resume=resume,
+            checkpoint=checkpoint,
         )

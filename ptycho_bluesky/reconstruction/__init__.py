@@ -6,6 +6,7 @@ from ptycho_bluesky.reconstruction.options import (
     EngineOptions,
     EpieOptions,
     PieOptions,
+    PtychiOptions,
     RpieOptions,
     engine_options,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "EpieOptions",
     "PieOptions",
     "ProbeStart",
+    "PtychiOptions",
     "RpieOptions",
     "engine_options",
     "frame_misfit",

@@ -9,7 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ptycho_bluesky.config import ReconstructSettings
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["ENGINES", "CgOptions", "EngineOptions", "EpieOptions", "PieOptions", "RpieOptions", "engine_options"]
+__all__ = [
+    "ENGINES",
+    "CgOptions",
+    "EngineOptions",
+    "EpieOptions",
+    "PieOptions",
+    "PtychiOptions",
+    "RpieOptions",
+    "engine_options",
+]
 
 
 class EngineOptions(BaseModel):
@@ -126,7 +135,22 @@ class CgOptions(EngineOptions):
     armijo: float = Field(default=1e-4, gt=0.0, lt=0.5, description="Part of the predicted decrease that is asked for.")
 
 
-ENGINES: dict[str, type[EngineOptions]] = {kind.engine: kind for kind in (EpieOptions, RpieOptions, CgOptions)}
+class PtychiOptions(EngineOptions):
+    """Options of pty-chi's engines; what is not named here has pty-chi's default."""
+
+    engine: ClassVar[str] = "ptychi"
+
+    algorithm: Literal["lsqml", "epie", "rpie", "pie", "dm", "raar", "bh"] = Field(
+        default="lsqml", description="pty-chi's engine."
+    )
+    alpha: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="pty-chi's alpha of object and probe in its PIE engines."
+    )
+
+
+ENGINES: dict[str, type[EngineOptions]] = {
+    kind.engine: kind for kind in (EpieOptions, RpieOptions, CgOptions, PtychiOptions)
+}
 """Options of each engine by its name."""
 
 

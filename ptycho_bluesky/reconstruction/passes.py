@@ -16,7 +16,7 @@ from torch import Tensor
 from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.reconstruction.conjugate_gradient import ConjugateGradient
 from ptycho_bluesky.reconstruction.forward import Scan, frame_errors
-from ptycho_bluesky.reconstruction.options import CgOptions, EngineOptions, PieOptions
+from ptycho_bluesky.reconstruction.options import CgOptions, EngineOptions, PieOptions, PtychiOptions
 from ptycho_bluesky.reconstruction.pie import Pie
 from ptycho_bluesky.reconstruction.positions import refine_positions
 
@@ -62,6 +62,10 @@ def make_engine(scan: Scan, obj: Tensor, probe: Tensor, options: EngineOptions) 
         return Pie(scan, obj, probe, options)
     if isinstance(options, CgOptions):
         return ConjugateGradient(scan, obj, probe, options)
+    if isinstance(options, PtychiOptions):
+        from ptycho_bluesky.reconstruction.ptychi_adapter import PtychiEngine
+
+        return PtychiEngine(scan, obj, probe, options)
     raise InputError(f"options of type {type(options).__name__}", "no engine takes them", "use EpieOptions")
 
 

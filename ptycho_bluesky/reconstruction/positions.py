@@ -7,13 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptycho_bluesky.reconstruction.batches import change_to_modulus
-from ptycho_bluesky.reconstruction.forward import Scan, far_field, frame_ramps, gather, rows_of
+from ptycho_bluesky.reconstruction.forward import Scan, far_field, frame_ramps, gather, intensity, rows_of
 
 __all__ = ["refine_positions"]
 
 LARGEST_STEP_PX = 1.0
 BATCH_FRAMES = 64
+DAMPING = 1e-2
+"""Of the normal equations, relative to their trace."""
 
 
 def refine_positions(
@@ -39,8 +40,9 @@ def refine_positions(
 
     Notes
     -----
-    The exit wave P(r − s)·O(r) changes by −s'·∇P·O when the position moves by s'. The change χ to the measured modulus
-    is fitted by that, in the least squares of 2 × 2 real normal equations a frame; ∇P is exact, by the spectrum.
+    Least squares of the amplitudes: the gap √I − |F| of a frame is fitted by J·s', with J = Re(F*·∂F/∂s)/|F| and ∂F/∂s
+    the transform of −∇P·O, exact by the spectrum; 2 × 2 normal equations a frame. (In the exit wave most of ∇P·O would
+    be a common shift of probe and object, which no intensity sees: steps would be hundreds of times too short.)
     """
     steps = [_steps(scan, obj, probe, rows) for rows in _batches(len(scan))]
     step = np.concatenate(steps)
@@ -63,19 +65,24 @@ def _steps(scan: Scan, obj: Tensor, probe: Tensor, rows: NDArray[np.int64]) -> N
     index = rows_of(rows, obj.device)
     spectrum = torch.fft.fft2(probe) * frame_ramps(scan, index)
     patch = gather(obj, scan.corner[rows], scan.size_px)[:, None]
-    change, _ = change_to_modulus(far_field(torch.fft.ifft2(spectrum) * patch), scan.amplitude[index], scan.trusted)
+    wave = far_field(torch.fft.ifft2(spectrum) * patch)
+    modulus = intensity(wave).clamp_(min=torch.finfo(scan.amplitude.dtype).tiny).sqrt_()
+    gap = scan.amplitude[index] - modulus
+    weight = 1.0 / modulus if scan.trusted is None else scan.trusted / modulus
     frequency = torch.fft.fftfreq(scan.size_px, device=obj.device, dtype=scan.amplitude.dtype)
-    # d/ds of exp(−2πi f·s)
-    slopes = [torch.fft.ifft2(spectrum * (-2j * np.pi * f)) * patch for f in (frequency[:, None], frequency[None, :])]
+    slopes = []
+    for axis in (frequency[:, None], frequency[None, :]):
+        # d/ds of exp(−2πi f·s)
+        moved = far_field(torch.fft.ifft2(spectrum * (-2j * np.pi * axis)) * patch)
+        slopes.append((wave.real * moved.real + wave.imag * moved.imag).sum(dim=1) * weight)
     normal = torch.stack([_dot(slopes[a], slopes[b]) for a in (0, 1) for b in (0, 1)], dim=-1).reshape(-1, 2, 2)
-    asked = torch.stack([_dot(slope, change) for slope in slopes], dim=-1)
-    damped = normal.double() + 1e-6 * normal.double().diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] * torch.eye(
-        2, dtype=torch.float64, device=obj.device
-    )
-    damped += torch.finfo(torch.float32).tiny * torch.eye(2, dtype=torch.float64, device=obj.device)
-    return torch.linalg.solve(damped, asked.double()[..., None])[..., 0].cpu().numpy()
+    asked = torch.stack([_dot(slope, gap) for slope in slopes], dim=-1)
+    trace = normal.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
+    damping = DAMPING * trace + torch.finfo(torch.float32).tiny
+    damped = normal + damping * torch.eye(2, dtype=torch.float64, device=obj.device)
+    return torch.linalg.solve(damped, asked[..., None])[..., 0].cpu().numpy()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Re⟨a, b⟩ of each frame, shape (b,)."""
-    return (a.real * b.real + a.imag * b.imag).sum(dim=(1, 2, 3))
+    """Σ a·b of each frame, shape (b,), in double precision."""
+    return (a * b).sum(dim=(1, 2), dtype=torch.float64)

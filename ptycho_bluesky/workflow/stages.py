@@ -113,10 +113,11 @@ class LearningStages:
         InputError
             The measurement cannot be reconstructed.
         """
-        from ptycho_bluesky.reconstruction import EpieOptions, reconstruct
+        from ptycho_bluesky.reconstruction import engine_options, reconstruct
 
         _set_threads(job.num_threads)
-        options = EpieOptions.of(**{name: value for name, value in job.reconstruct.items() if name != "engine"})
+        kind = engine_options(job.reconstruct.get("engine", "epie"))
+        options = kind.of(**{name: value for name, value in job.reconstruct.items() if name != "engine"})
         measurement = read_measurement_file(job.files.measurement)
         result = reconstruct(measurement, options, progress=_Reporter(job.files, "reconstruct", "error {:.4f}"))
         write_reconstruction(job.files.reconstruction, result)
@@ -178,7 +179,8 @@ class LearningStages:
         measurement = read_measurement_file(job.files.measurement)
         reconstruction = read_reconstruction(job.files.reconstruction)
         content = None if model is None else Path(model).read_bytes()
-        return {"figures": live_figures(measurement, reconstruction, content, job.num_threads)}
+        figures = live_figures(measurement, reconstruction, content, job.num_threads)
+        return {"figures": figures | {"score_serving": _score(job, content)}}
 
     def train(self, job: Job, runs: Sequence[str], parent: str | None, regime: Mapping[str, Any]) -> dict[str, Any]:
         """Train a candidate on the corpus, from the parent where there is one.
@@ -196,7 +198,7 @@ class LearningStages:
         result = train(
             Corpus(job.corpus_dir).load(list(runs)),
             TrainOptions.create(**job.train),
-            parent=None if parent is None else Path(parent).read_bytes(),
+            parent=_parent(parent, str(job.train.get("architecture", ""))),
             progress=_Reporter(job.files, "train", "loss {:.3f} rad"),
             checkpoint_dir=job.files.training,
             should_stop=stop_file.exists,
@@ -267,6 +269,30 @@ def _validation_labels(job: Job, reserved: str | None) -> tuple[LabelSet | None,
         logger.warning("the reserved run %s overlaps what was trained on", labels.run_uid)
     held_out = _held_out(job)
     return (None, "") if held_out is None else (held_out, "area kept out of this run")
+
+
+def _score(job: Job, model: bytes | None) -> float | None:
+    """Score of a model on the labels of this run, by the figure that it had at its promotion."""
+    if model is None:
+        return None
+    from ptycho_bluesky.training.corpus import read_label_set
+    from ptycho_bluesky.training.evaluate import evaluate
+
+    return float(evaluate(model, read_label_set(job.files.labels), num_frames=MAX_VALIDATION_FRAMES)["score"])
+
+
+def _parent(path: str | None, architecture: str) -> bytes | None:
+    """Model file to start from; one of another architecture than is asked for is not continued but replaced."""
+    if path is None:
+        return None
+    from ptycho_bluesky.models.onnx_file import read_manifest
+
+    content = Path(path).read_bytes()
+    found = read_manifest(content).get("architecture")
+    if architecture and found != architecture:
+        logger.warning("the serving model is a %s: a %s is trained from the beginning", found, architecture)
+        return None
+    return content
 
 
 def _held_out(job: Job) -> LabelSet | None:

@@ -1,0 +1,289 @@
+"""``bench reconstruct``: the engines beside pty-chi's, on the same frames, interleaved in one run.
+
+pty-chi imports torchvision, for a blur that these engines never call. Where torchvision is not installed a stand-in
+takes its place, in the process of this bench only (`satisfy_torchvision`), and the report says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ptycho_bluesky.bench.rows import Row
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.gauges import remove_gauge
+from ptycho_bluesky.geometry import ObjectFrame, spiral_positions_m
+from ptycho_bluesky.metrics import pearson
+from ptycho_bluesky.reconstruction import EngineOptions, EpieOptions, PtychiOptions, RpieOptions, reconstruct
+from ptycho_bluesky.reconstruction.engine import MARGIN_PX
+from ptycho_bluesky.reconstruction.forward import Scan, frame_errors
+from ptycho_bluesky.reconstruction.gauge import LIT_FRACTION, fix_gauge, illumination, lit_median
+from ptycho_bluesky.reconstruction.passes import make_engine
+from ptycho_bluesky.reconstruction.pie import Pie
+from ptycho_bluesky.reconstruction.prepare import prepare_scan, select_frames, torch_threads
+from ptycho_bluesky.reconstruction.ptychi_adapter import PtychiEngine
+from ptycho_bluesky.reconstruction.starting_probe import starting_probe
+from ptycho_bluesky.records import Measurement
+from ptycho_bluesky.simulation import Area, Experiment, SampleMap, ZonePlate, default_geometry
+from ptycho_bluesky.simulation.forward import diffract
+
+__all__ = ["ReconstructBench", "run", "satisfy_torchvision", "simulated_measurement"]
+
+BATCH = 100
+SEQUENTIAL_FRAMES = 100
+WRONG_DEFOCUS_M = 0.13e-3
+"""Of the starting probe; the true one is 0.19 mm."""
+PHOTONS = 1e6
+ENOUGH = 0.95
+"""Phase correlation that counts as reconstructed."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ReconstructBench:
+    """What is measured.
+
+    Attributes
+    ----------
+    rounds : int
+        Of the speed measurements.
+    threads : int
+    error_passes : int
+        Passes after which the errors of both are compared.
+    convergence_points : int
+        Frames of the simulated scan.
+    convergence_px : int
+        Their side.
+    convergence_passes : int
+        Most passes of pty-chi's LSQML.
+    convergence_limit_s : float
+        Time after which LSQML is given up.
+    """
+
+    rounds: int = 3
+    threads: int = 2
+    error_passes: int = 8
+    convergence_points: int = 1087
+    convergence_px: int = 64
+    convergence_passes: int = 100
+    convergence_limit_s: float = 240.0
+
+
+def satisfy_torchvision() -> bool:
+    """Put a stand-in where torchvision is not installed; returns whether it did.
+
+    The stand-in's one class refuses to be used, so that nothing is measured with something that is not there.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+        return False
+
+    class GaussianBlur:
+        """Stands for the class of this name and cannot be made."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise InputError("a blur of torchvision", "a stand-in holds its place", "pip install torchvision")
+
+    package, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
+    vars(transforms)["GaussianBlur"] = GaussianBlur
+    vars(package)["transforms"] = transforms
+    sys.modules.update({"torchvision": package, "torchvision.transforms": transforms})
+    return True
+
+
+def simulated_measurement(num_points: int, size_px: int, seed: int = 0) -> tuple[Measurement, Experiment]:
+    """Noise-free scan of random shapes with a zone plate's probe, and its truth."""
+    geometry = default_geometry(size_px)
+    sample = SampleMap((Area("shapes", (0.0, 0.0), 6e-6, seed=seed),), geometry.object_pixel_m)
+    experiment = Experiment.default(size_px, sample)
+    position_m = spiral_positions_m(num_points, 60e-9)
+    obj, frame = experiment.truth()
+    image = diffract(np.sqrt(PHOTONS) * experiment.probe, obj, frame.to_px(position_m))
+    unknown = np.full(num_points, np.nan)
+    index = np.arange(num_points)
+    measurement = Measurement(
+        image=image, position_m=position_m, pixel_size_m=geometry.object_pixel_m, geometry=geometry,
+        run_uid="simulated", frame_index=index, unique_id=index, timestamp_s=unknown, i0=unknown,
+    )  # fmt: skip
+    return measurement, experiment
+
+
+def run(
+    measurement: Measurement, options: ReconstructBench | None = None, progress: Progress | None = None
+) -> list[Row]:
+    """Measure the engines.
+
+    Parameters
+    ----------
+    measurement : Measurement
+        Of the speed and error rows: a real scan, or a simulated one.
+    options : ReconstructBench, optional
+    progress : callable, optional
+        Called with what is measured next.
+
+    Returns
+    -------
+    list of Row
+    """
+    options = options or ReconstructBench()
+    tell = progress or (lambda _: None)
+    satisfy_torchvision()
+    bench = _Scan.of(measurement)
+    rows = []
+    tell("ePIE, batches of 100")
+    rows += _speed_rows("epie", bench, options, target=6.0)
+    tell("rPIE, batches of 100")
+    rows += _speed_rows("rpie", bench, options, target=None)
+    tell("ePIE, one by one")
+    rows.append(_sequential_row(bench, options))
+    tell("time to the truth")
+    rows += _convergence_rows(options)
+    return rows
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A scan as the engines see it, and where both sides start."""
+
+    scan: Scan
+    obj: torch.Tensor
+    probe: torch.Tensor
+
+    @classmethod
+    def of(cls, measurement: Measurement, probe: NDArray[Any] | None = None) -> _Scan:
+        options = EngineOptions(holdout_fraction=0.0)
+        used = select_frames(measurement, options).used
+        size = int(np.shape(measurement.image)[-1])
+        frame = ObjectFrame.around(measurement.position_m[used], size, measurement.step_px_m, MARGIN_PX)
+        scan = prepare_scan(measurement, used, frame, options)
+        wave = torch.from_numpy(starting_probe(measurement, options, probe=probe).wave)
+        return cls(scan, torch.ones(frame.shape, dtype=torch.complex64), wave)
+
+    def first(self, frames: int) -> _Scan:
+        scan = self.scan
+        part = Scan.prepare(scan.amplitude[:frames], scan.trusted, scan.position_px[:frames], scan.ramp_row.dtype)
+        return replace(self, scan=part)
+
+    def ours(self, options: EngineOptions) -> Pie:
+        engine = make_engine(self.scan, self.obj, self.probe, options)
+        assert isinstance(engine, Pie)
+        return engine
+
+    def theirs(self, options: PtychiOptions) -> PtychiEngine:
+        return PtychiEngine(self.scan, self.obj, self.probe, options)
+
+    def error(self, engine: Pie | PtychiEngine) -> float:
+        """Σ(|F| − √I)²/ΣI of all frames with one object and probe."""
+        total = float(self.scan.amplitude.double().square().sum())
+        return float(frame_errors(self.scan, engine.obj, engine.probe).sum()) / total
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    with torch_threads(count):
+        yield
+
+
+def _rate(frames: int, call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return frames / (time.perf_counter() - began)
+
+
+def _race(bench: _Scan, ours: EngineOptions, theirs: PtychiOptions, options: ReconstructBench) -> tuple[float, float]:
+    """Frames/s of both, medians over the rounds; pty-chi with one thread and with all, the faster of the two."""
+    frames = len(bench.scan)
+    mine, other = bench.ours(ours), bench.theirs(theirs)
+    passes = iter(range(10**6))
+    with _threads(1):
+        mine.run_pass(next(passes))
+    other.run_epoch()
+    found: dict[str, list[float]] = {"ours": [], "one": [], "all": []}
+    for _ in range(options.rounds):
+        with _threads(1):
+            found["ours"].append(_rate(frames, lambda: mine.run_pass(next(passes))))
+            found["one"].append(_rate(frames, other.run_epoch))
+        with _threads(options.threads):
+            found["all"].append(_rate(frames, other.run_epoch))
+    return float(np.median(found["ours"])), max(float(np.median(found[name])) for name in ("one", "all"))
+
+
+def _speed_rows(name: str, bench: _Scan, options: ReconstructBench, target: float | None) -> list[Row]:
+    kind = {"epie": EpieOptions, "rpie": RpieOptions}[name]
+    ours = kind(batch_size=BATCH, threads=options.threads, iterations=options.error_passes)
+    theirs = PtychiOptions.of(algorithm=name, batch_size=BATCH)
+    mine, other = _race(bench, ours, theirs, options)
+    baseline = f"pty-chi {'ePIE' if name == 'epie' else 'rPIE'}"
+    rows = [
+        Row(f"{name}_batch{BATCH}", "frames/s", "higher", mine, other, baseline, target and target * other),
+    ]
+    with _threads(1):
+        engine = bench.ours(ours)
+        for iteration in range(options.error_passes):
+            engine.run_pass(iteration)
+    with _threads(options.threads):
+        second = bench.theirs(theirs)
+        for _ in range(options.error_passes):
+            second.run_epoch()
+    second.fetch()
+    errors = bench.error(engine), bench.error(second)
+    rows.append(Row(f"{name}_batch{BATCH}_error", "1", "lower", errors[0], errors[1], baseline, errors[1]))
+    return rows
+
+
+def _sequential_row(bench: _Scan, options: ReconstructBench) -> Row:
+    part = bench.first(SEQUENTIAL_FRAMES)
+    ours = EpieOptions(batch_size=1, threads=1, probe_start=0)
+    mine, other = _race(part, ours, PtychiOptions(algorithm="epie", batch_size=1, probe_start=0), options)
+    return Row("epie_sequential", "frames/s", "higher", mine, other, "pty-chi ePIE, batches of 1", 6.0 * other)
+
+
+def _convergence_rows(options: ReconstructBench) -> list[Row]:
+    """Wall-clock of the whole default reconstruction against pty-chi's LSQML, from the same wrong probe."""
+    measurement, experiment = simulated_measurement(options.convergence_points, options.convergence_px)
+    plate = replace(ZonePlate(), defocus_m=WRONG_DEFOCUS_M)
+    wrong = replace(measurement, metadata={"zone_plate": plate.as_dict()})
+    with _threads(1):
+        began = time.perf_counter()
+        result = reconstruct(wrong)
+        ours_s = time.perf_counter() - began
+    likeness = phase_likeness(result.object, result.frame, measurement, experiment)
+    bench = _Scan.of(wrong)
+    engine = bench.theirs(PtychiOptions(algorithm="lsqml", batch_size=BATCH))
+    frame = ObjectFrame.around(measurement.position_m, options.convergence_px, measurement.step_px_m, MARGIN_PX)
+    spent_s, passes, theirs = 0.0, 0, 0.0
+    with _threads(options.threads):
+        while theirs < ENOUGH and passes < options.convergence_passes and spent_s < options.convergence_limit_s:
+            began = time.perf_counter()
+            engine.run_epoch()
+            spent_s, passes = spent_s + time.perf_counter() - began, passes + 1
+            engine.fetch()
+            obj, _, placed = fix_gauge(engine.obj.numpy(), engine.probe.numpy(), frame, measurement.position_m)
+            theirs = phase_likeness(obj, placed, measurement, experiment)
+    name = f"pty-chi LSQML, {passes} passes, phase correlation {theirs:.3f}"
+    return [
+        Row("default_engine_phase_correlation", "1", "higher", likeness, theirs, name, ENOUGH),
+        Row("default_engine_time_to_error", "s", "lower", ours_s, spent_s, name, spent_s),
+    ]
+
+
+def phase_likeness(obj: NDArray[Any], frame: ObjectFrame, measurement: Measurement, experiment: Experiment) -> float:
+    """Pearson correlation of the phase with the truth's, gauges removed, in the lit area."""
+    truth, own = experiment.truth()
+    first = np.rint(own.to_px(np.array(frame.origin_m))).astype(int)
+    window = truth[first[0] : first[0] + frame.shape[0], first[1] : first[1] + frame.shape[1]]
+    light = illumination(experiment.probe[None], frame.to_px(measurement.position_m), frame.shape)
+    lit = light > LIT_FRACTION * lit_median(light)
+    aligned = remove_gauge(obj, window, lit)
+    return pearson(np.angle(aligned * np.exp(-1j * np.angle(window[lit].mean()))),
+                   np.angle(window * np.exp(-1j * np.angle(window[lit].mean()))), lit)  # fmt: skip
