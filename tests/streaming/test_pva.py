@@ -206,3 +206,19 @@ def test_corrupt_structures_are_frames_with_a_fault():
     assert "decompressed" in frame_of(structure, "c", 1.0).fault
     assert frame_of(pva.NtNdArray(), "c", 1.0) is None
     assert os.environ["EPICS_PVA_ADDR_LIST"] == "127.0.0.1"
+
+
+def test_a_process_that_forgets_to_close_its_monitor_ends_in_peace(publisher):
+    script = (
+        "import sys, time\n"
+        "from ptycho_bluesky.streaming.sources_pva import PvaFrameSource\n"
+        "frames = []\n"
+        "source = PvaFrameSource(frames.extend)\n"
+        f"source.open({publisher.channel!r})\n"
+        "deadline = time.monotonic() + 20\n"
+        "while not frames and time.monotonic() < deadline: time.sleep(0.01)\n"
+        "sys.exit(0 if frames else 3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "FATAL" not in done.stderr
