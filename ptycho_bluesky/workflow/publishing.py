@@ -50,12 +50,6 @@ def publish(store: Callable[[], TiledStore], folder: RunFolder, state: RunState)
 
 def decision_of(state: RunState) -> dict[str, Any]:
     """Record of the decision on a run, as it goes into Tiled."""
-    figures = dict(state.figures)
-    at_promotion = state.done.get("parent", {}).get("score_at_promotion")
-    serving = figures.get("ssim_serving")
-    if serving is not None and at_promotion:
-        figures["serving_score_at_promotion"] = at_promotion
-        figures["mismatch"] = 1.0 - serving / at_promotion
     return {
         "stop_uid": state.stop_uid,
         "scan_id": state.scan_id,
@@ -65,7 +59,7 @@ def decision_of(state: RunState) -> dict[str, Any]:
         "model_id": state.model_id,
         "parent_id": state.done.get("parent", {}).get("model_id", ""),
         "regime": state.regime,
-        "figures": figures,
+        "figures": state.figures,
         "stage_seconds": state.stage_seconds,
     }
 

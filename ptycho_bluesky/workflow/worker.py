@@ -40,6 +40,7 @@ from ptycho_bluesky.workflow.run_queue import RunQueue
 from ptycho_bluesky.workflow.run_state import RunFolder, RunState, read_stage, run_folder, run_states
 from ptycho_bluesky.workflow.stages import Job, LearningStages, Stages
 from ptycho_bluesky.workflow.tiled_store import RunSummary, TiledStore
+from ptycho_bluesky.workflow.updating import looks_at, needs_training, note_mismatch
 from ptycho_bluesky.workflow.watch import ContainerWatch
 
 __all__ = ["Worker", "read_stage"]
@@ -225,6 +226,7 @@ class Worker:
     def _learn(self, folder: RunFolder, state: RunState) -> tuple[str, str]:
         """Go through the stages; those that are done are passed over."""
         self._read(folder, state)
+        self._decide(folder, state, "look", looks_at, "left alone: ")
         job = self._job(folder)
         self._compute(folder, state, "reconstruct", self._stages.reconstruct, job)
         reserved = self._reserved_labels(state)
@@ -234,13 +236,31 @@ class Worker:
             raise _Finished("skipped", f"its labels are not used: {label['reason']}")
         parent = self._fetch_serving(folder, state, "parent")
         self._compute(folder, state, "validate", self._stages.validate, job, parent)
+        note_mismatch(state)
         if state.purpose != "train":
             raise _Finished("skipped", f"purpose '{state.purpose}': never trained on")
+        self._decide(folder, state, "retrain", needs_training, "")
         runs = self._corpus_runs(state)
         self._compute(folder, state, "train", self._stages.train, job, runs, parent, state.regime)
         serving = self._fetch_serving(folder, state, "serving")
         self._compute(folder, state, "gate", self._stages.gate, job, reserved, serving)
         return self._register(folder, state)
+
+    def _decide(
+        self,
+        folder: RunFolder,
+        state: RunState,
+        name: str,
+        rule: Callable[[Settings, RunState], tuple[bool, str]],
+        prefix: str,
+    ) -> None:
+        """Ask the policy once, keep its answer, and end the run's work where it says no."""
+        if name not in state.done:
+            go_on, reason = rule(self.settings, state)
+            state.done[name] = {"go_on": go_on, "reason": reason}
+            folder.save(state)
+        if not state.done[name]["go_on"]:
+            raise _Finished("skipped", f"{prefix}{state.done[name]['reason']}")
 
     def _read(self, folder: RunFolder, state: RunState) -> None:
         if "read" in state.done and folder.measurement.exists():

@@ -44,6 +44,7 @@ class QuickStages:
 
     def __init__(self, log: Path, fail: dict[str, int] | None = None, scores: Sequence[float] = ()) -> None:
         self.log, self.fail, self.scores = log, dict(fail or {}), list(scores)
+        self.serving_scores: list[float] = []
 
     def _called(self, stage: str, job: Job) -> None:
         with self.log.open("a") as file:
@@ -98,7 +99,8 @@ class QuickStages:
 
     def validate(self, job: Job, model: str | None) -> dict[str, Any]:
         self._called("validate", job)
-        return {"figures": {"ssim_serving": None if model is None else 0.4, "ssim_constant": 0.1}}
+        score = None if model is None else self.serving_scores.pop(0) if self.serving_scores else 0.4
+        return {"figures": {"ssim_serving": score, "score_serving": score, "ssim_constant": 0.1}}
 
     def train(self, job: Job, runs: Sequence[str], parent: str | None, regime: Any) -> dict[str, Any]:
         self._called("train", job)
@@ -235,6 +237,31 @@ class TestRuns:
         work_once(other, stages)
         assert len(stages.calls(first.uid)) == 5
         assert list(run_states(other)) == []
+
+    def test_follows_runs_only_while_the_model_does_not_fit(self, quick, store, raw_dir, stages):
+        quick.worker.update = "on_mismatch"
+        runs = [put_run(store, raw_dir, seed=seed) for seed in range(4)]
+        # The first run has no model to be compared with; 0.8 is the score at its model's promotion.
+        stages.serving_scores = [0.6, 0.79]
+        work_once(quick, stages)
+        first, drifted, fits, left_alone = (store.decision(run.uid) for run in runs)
+        assert first["outcome"] == "promoted"
+        assert drifted["outcome"] == "promoted"
+        assert drifted["figures"]["mismatch"] == pytest.approx(0.25)
+        assert drifted["figures"]["serving_score_at_promotion"] == 0.8
+        assert fits["outcome"] == "skipped"
+        assert "mismatch 0.012 is below the tolerance of 0.1" in fits["reason"]
+        assert stages.calls(runs[2].uid) == ["reconstruct", "label", "validate"]
+        assert left_alone["outcome"] == "skipped"
+        assert "left alone" in left_alone["reason"]
+        assert stages.calls(runs[3].uid) == []
+
+    def test_looks_again_after_the_interval(self, quick, store, raw_dir, stages):
+        quick.worker.update, quick.worker.probe_interval_s = "on_mismatch", 0.0
+        runs = [put_run(store, raw_dir, seed=seed) for seed in range(3)]
+        stages.serving_scores = [0.8, 0.5]
+        work_once(quick, stages)
+        assert [store.decision(run.uid)["outcome"] for run in runs] == ["promoted", "skipped", "promoted"]
 
     def test_ignores_other_runs(self, quick, store, raw_dir, stages):
         scan = make_scan()

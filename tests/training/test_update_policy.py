@@ -1,0 +1,99 @@
+"""The policy's states, one transition after the other, and that they do not depend on when runs are heard of."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.training.update_policy import Finding, PolicyState, UpdatePolicy, mismatch
+
+POLICY = UpdatePolicy(tolerance=0.1, probe_interval_s=100.0)
+
+
+def test_mismatch_is_relative_to_the_promotion():
+    assert mismatch(0.63, 0.7) == pytest.approx(0.1)
+    assert mismatch(0.7, 0.7) == 0.0
+    assert mismatch(0.77, 0.7) < 0
+
+
+@pytest.mark.parametrize("score", [0.0, -0.1, float("nan")])
+def test_a_model_that_never_scored_cannot_be_compared(score):
+    with pytest.raises(InputError, match="promotion"):
+        mismatch(0.5, score)
+
+
+def test_without_runs_the_first_is_looked_at():
+    assert POLICY.state([]) is PolicyState.FOLLOWING
+    assert POLICY.looks_at(0.0, [])[0]
+
+
+def test_without_a_model_every_run_calls_for_one():
+    assert POLICY.needs_training(None)
+    assert POLICY.state([Finding(0.0, None)]) is PolicyState.FOLLOWING
+
+
+@pytest.mark.parametrize(("found", "expected"), [(0.0999, False), (0.1, True), (0.5, True), (-0.2, False)])
+def test_the_tolerance_decides(found, expected):
+    assert POLICY.needs_training(found) is expected
+
+
+def test_a_figure_that_is_no_number_calls_for_training():
+    assert POLICY.needs_training(float("nan"))
+
+
+def test_a_whole_experiment():
+    """Fits, is suspended, is probed, drifts, is followed until it fits again."""
+    findings, looked = [], []
+    for time_s, found in (
+        (0, None),
+        (30, 0.3),
+        (60, 0.05),
+        (90, 0.9),
+        (159, 0.9),
+        (160, 0.02),
+        (261, 0.2),
+        (270, 0.04),
+        (300, 0),
+    ):
+        look, reason = POLICY.looks_at(float(time_s), findings)
+        assert reason
+        looked.append(look)
+        if look:
+            findings.append(Finding(float(time_s), found))
+    assert looked == [True, True, True, False, False, True, True, True, False]
+    assert POLICY.state(findings) is PolicyState.SUSPENDED
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1000), st.one_of(st.none(), st.floats(-0.5, 1))), unique_by=lambda item: item[0]),
+    st.floats(0, 1000),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_in_which_runs_are_heard_of_does_not_matter(items, time_s, rng: random.Random):
+    findings = [Finding(*item) for item in items]
+    shuffled = findings.copy()
+    rng.shuffle(shuffled)
+    assert POLICY.looks_at(time_s, findings) == POLICY.looks_at(time_s, shuffled)
+
+
+@given(st.lists(st.floats(0, 1000), min_size=1, unique=True))
+def test_a_change_is_noticed_within_one_interval(times):
+    """However runs fall, no interval longer than the stated one passes without a look where there are runs."""
+    looked: list[float] = []
+    findings = []
+    for time_s in sorted(times):
+        if POLICY.looks_at(time_s, findings)[0]:
+            looked.append(time_s)
+            findings.append(Finding(time_s, 0.0))
+        else:
+            assert time_s - looked[-1] < POLICY.probe_interval_s
+
+
+@pytest.mark.parametrize("values", [{"tolerance": 0.0}, {"tolerance": 1.0}, {"probe_interval_s": -1.0}])
+def test_bad_policies_are_refused(values):
+    with pytest.raises(InputError, match=next(iter(values))):
+        UpdatePolicy(**values)
