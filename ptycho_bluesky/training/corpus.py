@@ -23,8 +23,8 @@ __all__ = ["Corpus", "TrainingArrays", "join_label_sets", "read_label_set", "wri
 
 ARRAYS = ("image", "phase_rad", "amplitude", "position_m", "frame_index", "probe", "weight")
 FORMAT_VERSION = 1
-SAME_LIGHT = 0.05
-"""Difference of a run's light up to which its counts stay as they are: it changes their roots by less than 3 %."""
+SAME_LIGHT = 0.005
+"""Relative difference of a run's light up to which its counts stay as they are."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 MAX_FRAMES = 256
 """Frames that limits are measured on; they lie in a row of the scan, so that patches overlap as in a live mosaic."""
 CHUNK_FRAMES = 8
+TOLERANCE_FRAMES = 32
+BRIGHTNESS_STEPS = (1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 8.0, 16.0)
+BRIGHTNESS_LOSS = 1.25
 DARK_QUANTILE = 0.25
 """Part of the pixels, those with the least light, that tell the background."""
 
@@ -115,17 +118,19 @@ def measure_physics(
     patch_weight = crop_centre(weight, _shape(guess))
     patch_weight = np.where(patch_weight >= LIT_FRACTION, patch_weight, np.float32(0.0))
     mosaic = stitch_patches(guess, chosen.position_m[rows], chosen.pixel_size_m, patch_weight)
+    tolerance = _brightness_tolerance(reader, meter, image[:: max(1, len(image) // TOLERANCE_FRAMES)])
     spread = disagreement(mosaic.phase_rad, mosaic.variance, mosaic.coverage, mosaic.weight)
     figures = {
         "frames": len(image),
         "of": "training" if chosen is labels else "held out",
         "disagreement": spread if np.isfinite(spread) else None,
+        "brightness_tolerance": tolerance,
     }
     for name, each in (("label", floor), ("model", fit)):
         figures[f"residual_{name}"] = _median(each.residual)
         figures[f"unexplained_{name}"] = _median(each.unexplained)
     figures["residual_flat"] = _median(fit.flat_residual)
-    return Physics(probe, bare.gauge, law, background, light, Limits.of_frames(fit, spread), figures)
+    return Physics(probe, bare.gauge, law, background, light, Limits.of_frames(fit, spread, tolerance), figures)
 
 
 def _at_light(
@@ -173,6 +178,24 @@ def _background(
     measured = image.mean(axis=0, dtype=np.float64)
     dark = expected <= np.quantile(expected, DARK_QUANTILE)
     return max(0.0, float(measured[dark].mean() - expected[dark].mean() * measured.sum() / expected.sum()))
+
+
+def _brightness_tolerance(reader: PhaseReader, meter: ResidualMeter, image: NDArray[Any]) -> float:
+    """Factor by which counts may be too many or too few, of `BRIGHTNESS_STEPS`, before the network reads worse.
+
+    Worse: the median part of the frames that it leaves unexplained rises by more than `BRIGHTNESS_LOSS`.
+    """
+
+    def unexplained(scale: float) -> float:
+        value = _median(_fit(meter, image, predict(reader, image, count_scale=scale)).unexplained)
+        return np.inf if value is None else value
+
+    limit, tolerance = BRIGHTNESS_LOSS * max(unexplained(1.0), 0.02), 1.0
+    for step in BRIGHTNESS_STEPS:
+        if max(unexplained(step), unexplained(1.0 / step)) > limit:
+            break
+        tolerance = step
+    return tolerance
 
 
 def _median(values: NDArray[np.float32]) -> float | None:

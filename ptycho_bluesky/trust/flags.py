@@ -6,7 +6,8 @@ model was made and stored with it):
 - ``contrast``: what distinguishes the frame from one without sample, in nats a photon (`FrameFit.flat_excess`). Too
   little: nothing to read (no sample in the beam). Too much: another probe, a shifted centre, another geometry.
 - ``unexplained``: the part of it that the network's answer does not explain (`FrameFit.unexplained`).
-- ``brightness``: counts over expected counts, after the factor of the light.
+- ``brightness``: counts over expected counts, after the factor of the light. How far off they may be is measured for
+  each network: one that has the mean frame taken away reads worse from a few per cent on.
 
 A frame is flagged when one of them lies outside the range that holds all but `TAIL` of the reference frames at each
 end, widened by a stated factor. A run is flagged when more of its checked frames are flagged than `RUN_FRACTION`, or
@@ -31,8 +32,8 @@ __all__ = ["RUN_FRACTION", "Flag", "Limits", "flag_frames", "run_flags"]
 
 TAIL = 0.005
 """Part of the reference frames that lies beyond either end of a range before it is widened."""
-WIDEN_CONTRAST, WIDEN_UNEXPLAINED, WIDEN_BRIGHTNESS = 1.5, 1.25, 4.0
-"""Factors by which the ranges are widened; ×4 in the counts makes no visible change (Babu et al., 2023)."""
+WIDEN_CONTRAST, WIDEN_UNEXPLAINED = 1.5, 1.25
+"""Factors by which the ranges are widened; that of the brightness is measured for each network."""
 RUN_FRACTION = 0.1
 """Part of its checked frames that may be flagged before the run is."""
 MIN_RUN_FRAMES = 20
@@ -97,7 +98,9 @@ class Limits:
         )
 
     @classmethod
-    def of_frames(cls, fit: FrameFit, disagreement: float = float("nan")) -> Limits | None:
+    def of_frames(
+        cls, fit: FrameFit, disagreement: float = float("nan"), brightness_tolerance: float = 1.0
+    ) -> Limits | None:
         """Limits from frames of the training's kind; None when none of them can be judged.
 
         Parameters
@@ -106,6 +109,8 @@ class Limits:
             Of frames that the model did not train on, where there are any.
         disagreement : float
             `disagreement` of their mosaic; its limit is the root: half way to 1 on a scale of factors.
+        brightness_tolerance : float
+            Factor by which counts may be off before the network reads worse.
         """
         usable = np.isfinite(fit.unexplained) & (fit.flat_excess > 0) & (fit.brightness > 0)
         if not usable.any():
@@ -115,7 +120,7 @@ class Limits:
         worst = float(np.quantile(fit.unexplained[usable], 1 - TAIL))
         return cls(
             (float(low) / WIDEN_CONTRAST, float(high) * WIDEN_CONTRAST),
-            (float(dark) / WIDEN_BRIGHTNESS, float(bright) * WIDEN_BRIGHTNESS),
+            (float(dark) / brightness_tolerance, float(bright) * brightness_tolerance),
             max(worst, 0.0) * WIDEN_UNEXPLAINED,
             float(np.sqrt(max(disagreement, 0.0))),
         )

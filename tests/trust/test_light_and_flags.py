@@ -66,15 +66,15 @@ def test_a_monitor_that_contradicts_the_exposure_is_mentioned():
 
 
 def test_usual_frames_have_no_flag_and_unusual_ones_the_right_one():
-    limits = Limits.of_frames(fit(), 0.2)
+    limits = Limits.of_frames(fit(), 0.2, 1.2)
     assert limits is not None
     assert not flag_frames(fit(), limits).any()
     assert limits.disagreement == pytest.approx(0.2**0.5)
     for changes, flag in (
         ({"excess": 0.05}, Flag.UNEXPLAINED),
         ({"flat": 0.001, "excess": 1e-4}, Flag.CONTRAST),
-        ({"brightness": 20.0}, Flag.BRIGHTNESS),
-        ({"brightness": 0.1}, Flag.BRIGHTNESS),
+        ({"brightness": 1.6}, Flag.BRIGHTNESS),
+        ({"brightness": 0.6}, Flag.BRIGHTNESS),
     ):
         assert (flag_frames(fit(**changes), limits) == flag).all(), flag
     nothing = fit(residual=np.nan, excess=np.nan, flat=np.nan, brightness=0.0)
