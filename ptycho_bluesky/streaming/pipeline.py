@@ -31,7 +31,7 @@ IDLE_UPDATE_S = 1.0
 MAX_BATCH_FACTOR = 8
 """A queue that has grown is worked off in batches of up to this many times the usual one."""
 SNAPSHOT_SHARE = 0.1
-"""Share of the time that copying the mosaic for display may take."""
+"""Share of the edge's thread that making pictures and mosaics may take, in CPU time."""
 MOSAIC_PERIOD_S = 0.5
 """Least time between two whole mosaics, with variance, maps and frame log; the phase alone is shown more often."""
 TICK_PERIOD_S = 0.005
@@ -253,7 +253,7 @@ class EdgePipeline:
             self._batch_hook(batch)
 
     def _publish(self, final: RunResult | None = None) -> None:
-        begun_s = time.monotonic()
+        begun_s, used_s = time.monotonic(), time.thread_time()
         self._published_model = self.slot.model_id
         run = self._core.current
         picture, mosaic = self._images(run, final, begun_s)
@@ -280,8 +280,8 @@ class EdgePipeline:
             self._new_ids, self._new_timestamps, self._dirty = [], [], False
         for sink in self.sinks:
             sink.update(update)
-        spent_s = time.monotonic() - begun_s
-        self._next_update_s = begun_s + max(self.settings.display_period_s, spent_s / SNAPSHOT_SHARE)
+        used_s = time.thread_time() - used_s
+        self._next_update_s = begun_s + max(self.settings.display_period_s, used_s / SNAPSHOT_SHARE)
 
     def _images(
         self, run: RunState | None, final: RunResult | None, now_s: float
@@ -293,9 +293,9 @@ class EdgePipeline:
         made = run.image.picture() if run.image is not None else None
         picture = None if made is None else Picture(made[0], made[1], run.uid, run.models[-1] if run.models else "")
         if mosaic is None and now_s >= self._next_mosaic_s:
+            used_s = time.thread_time()
             mosaic = run.mosaic()
-            spent_s = time.monotonic() - now_s
-            self._next_mosaic_s = now_s + max(MOSAIC_PERIOD_S, spent_s / SNAPSHOT_SHARE)
+            self._next_mosaic_s = now_s + max(MOSAIC_PERIOD_S, (time.thread_time() - used_s) / SNAPSHOT_SHARE)
         return picture, mosaic
 
     def _status(self) -> EdgeStatus:
