@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 MAX_FRAMES = 256
 """Frames that limits are measured on; they lie in a row of the scan, so that patches overlap as in a live mosaic."""
 CHUNK_FRAMES = 8
-TOLERANCE_FRAMES = 32
-BRIGHTNESS_STEPS = (1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 8.0, 16.0)
+TOLERANCE_FRAMES = 16
+BRIGHTNESS_STEPS = (1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 16.0)
 BRIGHTNESS_LOSS = 1.25
 DARK_QUANTILE = 0.25
 """Part of the pixels, those with the least light, that tell the background."""
