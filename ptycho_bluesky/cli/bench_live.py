@@ -23,6 +23,7 @@ def live(
     threads: Annotated[int, typer.Option(help="Threads of the network.", min=1)] = 2,
     batch_size: Annotated[int, typer.Option(help="Frames that the network reads at once.", min=1)] = 8,
     swaps: Annotated[int, typer.Option(help="Only promote so many models during a scan.", min=0)] = 0,
+    curve: Annotated[bool, typer.Option("--curve", help="Only measure every model of the package.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -37,13 +38,17 @@ def live(
     from rich.console import Console
 
     from ptycho_bluesky.bench.live import LiveBench, run
+    from ptycho_bluesky.bench.live_curve import run_curve
     from ptycho_bluesky.bench.live_swaps import run_swaps
     from ptycho_bluesky.bench.rows import table, write_report
 
     options = LiveBench(model, weights, size, rate, seconds, engine, precision, threads, batch_size)
     console = Console(stderr=True)
     with console.status("starting") as status:
-        report = run_swaps(options, swaps, status.update) if swaps else run(options, status.update)
+        if curve:
+            report = run_curve(options, status.update)
+        else:
+            report = run_swaps(options, swaps, status.update) if swaps else run(options, status.update)
     Console().print(table(report.rows, f"live: {report.extra['model']}"))
     if json is not None:
         write_report(json, "live", report.rows, **report.extra)
