@@ -19,7 +19,7 @@ def shipped_models() -> dict[str, Any]:
 
 
 def shipped_model(name: str) -> Path:
-    """Model file of an architecture, trained on simulated 128×128 frames.
+    """Model file of an architecture, or of its integer form (``lean16_int8``), trained on simulated 128×128 frames.
 
     Raises
     ------

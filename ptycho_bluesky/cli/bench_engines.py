@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["engines"]
 
 HELD_OUT_FRAMES = 400
+PLAIN_WIDTH = 150
+"""Columns of the tables where the output is no terminal."""
 MODEL_SIZE = 128
 """Frames of the models that come with the package."""
 
@@ -117,7 +120,7 @@ def _show(report: EngineReport) -> None:
 
     from ptycho_bluesky.bench.rows import table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     console.print(table([row for row in report.rows if "_frontier_" not in row.metric], "engines"))
     frontier = Table(title="speed against similarity, batch 8")
     for heading in ("model", "precision", "frames/s", "SSIM", "loss"):

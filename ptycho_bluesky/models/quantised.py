@@ -6,6 +6,8 @@ OpenVINO, ONNX Runtime and TensorRT alike compute in eight-bit integers.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -114,13 +116,14 @@ def _quantise(model: onnx.ModelProto, frames: NDArray[Any], count_scale: float) 
         return {INPUT_NAME: image[None, None].astype(np.float32), SCALE_NAME: scale}
 
     try:
-        return nncf.quantize(
-            model,
-            nncf.Dataset(list(frames), feed),
-            subset_size=len(frames),
-            preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=nncf.IgnoredScope(names=_preprocessing(model)),
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # NNCF draws bars of its own
+            return nncf.quantize(
+                model,
+                nncf.Dataset(list(frames), feed),
+                subset_size=len(frames),
+                preset=nncf.QuantizationPreset.MIXED,
+                ignored_scope=nncf.IgnoredScope(names=_preprocessing(model)),
+            )
     except Exception as error:
         raise InputError(f"int8: NNCF refuses the model: {error}", "", "use a floating-point precision") from error
 
