@@ -78,16 +78,7 @@ class PvaSink:
     def update(self, update: EdgeUpdate) -> None:
         """Publish an update, unless a newer one comes first; what it lists is then listed by the newer one."""
         with self._condition:
-            waiting = self._update
-            if waiting is not None and waiting.has_image:
-                # an image that waits goes out with the newer figures, unless there is a newer one
-                update = replace(
-                    update,
-                    mosaic=update.mosaic or waiting.mosaic,
-                    picture=update.picture or waiting.picture,
-                    complete=update.complete or waiting.complete,
-                )
-            self._update = update
+            self._update = _with_waiting_image(update, self._update)
             self._unlisted.append(update.new_ids)
             self._untimed.append(update.new_timestamps_s)
             self._condition.notify()
@@ -222,3 +213,15 @@ def _attributes(run_uid: str, frame: ObjectFrame, complete: bool, new_ids: str, 
         "OriginX_m": frame.origin_m[1],
         "PixelSize_m": frame.pixel_size_m,
     }
+
+
+def _with_waiting_image(update: EdgeUpdate, waiting: EdgeUpdate | None) -> EdgeUpdate:
+    """An image that waits goes out with the newer figures, unless there is a newer one."""
+    if waiting is None or not waiting.has_image:
+        return update
+    if not update.has_image:
+        return replace(update, mosaic=waiting.mosaic, picture=waiting.picture, complete=waiting.complete)
+    picture, mosaic = update.picture, waiting.mosaic
+    if update.mosaic is None and picture is not None and mosaic is not None and picture.run_uid == mosaic.run_uid:
+        return replace(update, mosaic=mosaic)
+    return update

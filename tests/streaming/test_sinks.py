@@ -176,6 +176,25 @@ def test_without_store_results_stay_in_the_spool(tmp_path):
     assert not sink.remote
 
 
+def test_an_image_that_waits_goes_out_with_newer_figures():
+    from dataclasses import replace
+
+    from ptycho_bluesky.streaming.sinks import Picture
+    from ptycho_bluesky.streaming.sinks_pva import _with_waiting_image
+
+    final = replace(update("old"), complete=True)
+    figures = EdgeUpdate(EdgeStatus(state="ready"), final.counts)
+    kept = _with_waiting_image(figures, final)
+    assert (kept.mosaic, kept.complete, kept.status.state) == (final.mosaic, True, "ready")
+    picture = Picture(final.mosaic.phase_rad, final.mosaic.frame, "new")
+    newer = EdgeUpdate(EdgeStatus(), final.counts, picture=picture)
+    assert _with_waiting_image(newer, final) is newer  # of another run
+    same = replace(newer, picture=replace(picture, run_uid="old"))
+    assert _with_waiting_image(same, update("old")).mosaic is not None
+    assert not _with_waiting_image(same, final).complete
+    assert _with_waiting_image(figures, None) is figures
+
+
 def test_latest_sink_shows_phase_or_bright_field():
     sink = LatestSink()
     assert sink.image() is None
