@@ -135,6 +135,8 @@ class DetectorSettings(_Section):
     saturation_counts: float | None = Field(
         default=None, gt=0, description="Counts from which on a pixel is not trusted; the type's largest never is."
     )
+    i0_integrates: bool = Field(default=True, description="Whether I0 counts during each exposure; else it is a rate.")
+    i0_behind_attenuator: bool = Field(default=True, description="Whether I0 sees what the attenuator lets through.")
 
 
 class EdgeSettings(_Section):

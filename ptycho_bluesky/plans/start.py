@@ -116,6 +116,7 @@ def start_metadata(
             "pixel_size_nominal": object_pixel_m is not None,
             "frame_shape": list(detector.frame_shape),
             "canonical": detector.canonical(),
+            "light": detector.settings.model_dump(include={"i0_integrates", "i0_behind_attenuator"}),
             "scan": {**points.metadata, "exposure_s": float(options.exposure_s), "period_s": options.period_s},
             "detector": {
                 "channel": detector.channel,
