@@ -197,7 +197,8 @@ class EdgeService:
 
     def _load(self, content: bytes, model_id: str) -> LoadedModel:
         options = self.settings.edge
-        batches = (1, options.batch_size)
+        # a queue that has grown is read in larger batches: the first of these must not be a slow one either
+        batches = (1, options.batch_size, 4 * options.batch_size)
         model = load_model(
             content,
             options.engine,

@@ -61,8 +61,10 @@ def test_rows_fail_under_98_percent_of_the_offered_rate():
 def test_the_pause_of_a_swap_is_what_it_took_longer_than_usual():
     done = [0.0, 1.0, 2.0, 3.5, 4.5, 5.4]
     batches = [[time_s, 8, model] for time_s, model in zip(done, "aaabbc", strict=True)]
-    assert swap_pauses_s(batches) == pytest.approx([0.5, 0.0])
-    assert swap_pauses_s([]) == []
+    pauses_s, ordinary_s = swap_pauses_s(batches)
+    assert pauses_s == pytest.approx([0.5, 0.0])
+    assert ordinary_s == pytest.approx([0.0, 0.0, 0.0])
+    assert swap_pauses_s([]) == ([], [])
 
 
 def test_a_soak_fails_on_one_frame_too_few_or_memory_that_grows(tmp_path):
