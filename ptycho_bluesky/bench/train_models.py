@@ -8,6 +8,7 @@ were made and what they score on two scans that none has seen, are copied into t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import time
@@ -37,7 +38,7 @@ __all__ = ["main", "score_model"]
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ARCHITECTURES = ("ptychonn2", "lean32", "lean24", "lean16", "lean12", "lean8")
+DEFAULT_ARCHITECTURES = ("ptychonn2", "lean24", "lean16", "lean8")
 FRAMES_PER_SCAN = 6000
 SCORED_FRAMES = 400
 """Of the held-out scan, for the integer forms; the rest calibrates."""
@@ -128,6 +129,8 @@ def _train(name: str, store: Corpus, path: Path, options: argparse.Namespace, de
     except TrainingStoppedError:
         return False
     path.write_bytes(result.content)
+    with contextlib.suppress(OSError):  # not empty, or never made
+        path.with_suffix(".checkpoint").rmdir()
     return True
 
 
