@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ptycho_bluesky.bench.reconstruct_workers import worker_rows
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.gauges import remove_gauge
-from ptycho_bluesky.geometry import ObjectFrame, spiral_positions_m
+from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.metrics import pearson
 from ptycho_bluesky.reconstruction import EngineOptions, EpieOptions, PtychiOptions, RpieOptions, reconstruct
 from ptycho_bluesky.reconstruction.engine import MARGIN_PX
@@ -34,16 +35,15 @@ from ptycho_bluesky.reconstruction.prepare import prepare_scan, select_frames, t
 from ptycho_bluesky.reconstruction.ptychi_adapter import PtychiEngine
 from ptycho_bluesky.reconstruction.starting_probe import starting_probe
 from ptycho_bluesky.records import Measurement
-from ptycho_bluesky.simulation import Area, Experiment, SampleMap, ZonePlate, default_geometry
-from ptycho_bluesky.simulation.forward import diffract
+from ptycho_bluesky.simulation import Experiment, ZonePlate
+from ptycho_bluesky.simulation.scans import spiral_scan
 
-__all__ = ["ReconstructBench", "run", "satisfy_torchvision", "simulated_measurement"]
+__all__ = ["ReconstructBench", "run", "satisfy_torchvision"]
 
 BATCH = 100
 SEQUENTIAL_FRAMES = 100
 WRONG_DEFOCUS_M = 0.13e-3
 """Of the starting probe; the true one is 0.19 mm."""
-PHOTONS = 1e6
 ENOUGH = 0.95
 """Phase correlation that counts as reconstructed."""
 
@@ -69,6 +69,8 @@ class ReconstructBench:
         Most passes of pty-chi's LSQML.
     convergence_limit_s : float
         Time after which LSQML is given up.
+    worker_points, worker_rounds : int
+        Frames of the scan that two workers share, and how often it is timed.
     """
 
     rounds: int = 3
@@ -78,6 +80,8 @@ class ReconstructBench:
     convergence_px: int = 64
     convergence_passes: int = 100
     convergence_limit_s: float = 240.0
+    worker_points: int = 3000
+    worker_rounds: int = 2
 
 
 def satisfy_torchvision() -> bool:
@@ -99,23 +103,6 @@ def satisfy_torchvision() -> bool:
     vars(package)["transforms"] = transforms
     sys.modules.update({"torchvision": package, "torchvision.transforms": transforms})
     return True
-
-
-def simulated_measurement(num_points: int, size_px: int, seed: int = 0) -> tuple[Measurement, Experiment]:
-    """Noise-free scan of random shapes with a zone plate's probe, and its truth."""
-    geometry = default_geometry(size_px)
-    sample = SampleMap((Area("shapes", (0.0, 0.0), 6e-6, seed=seed),), geometry.object_pixel_m)
-    experiment = Experiment.default(size_px, sample)
-    position_m = spiral_positions_m(num_points, 60e-9)
-    obj, frame = experiment.truth()
-    image = diffract(np.sqrt(PHOTONS) * experiment.probe, obj, frame.to_px(position_m))
-    unknown = np.full(num_points, np.nan)
-    index = np.arange(num_points)
-    measurement = Measurement(
-        image=image, position_m=position_m, pixel_size_m=geometry.object_pixel_m, geometry=geometry,
-        run_uid="simulated", frame_index=index, unique_id=index, timestamp_s=unknown, i0=unknown,
-    )  # fmt: skip
-    return measurement, experiment
 
 
 def run(
@@ -148,7 +135,8 @@ def run(
     rows.append(_sequential_row(bench, options))
     tell("time to the truth")
     rows += _convergence_rows(options)
-    return rows
+    tell("conjugate gradients by two workers")
+    return rows + worker_rows(options.worker_points, options.worker_rounds)
 
 
 @dataclass(frozen=True)
@@ -250,7 +238,7 @@ def _sequential_row(bench: _Scan, options: ReconstructBench) -> Row:
 
 def _convergence_rows(options: ReconstructBench) -> list[Row]:
     """Wall-clock of the whole default reconstruction against pty-chi's LSQML, from the same wrong probe."""
-    measurement, experiment = simulated_measurement(options.convergence_points, options.convergence_px)
+    measurement, experiment = spiral_scan(options.convergence_points, options.convergence_px)
     plate = replace(ZonePlate(), defocus_m=WRONG_DEFOCUS_M)
     wrong = replace(measurement, metadata={"zone_plate": plate.as_dict()})
     with _threads(1):

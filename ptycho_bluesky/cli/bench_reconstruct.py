@@ -30,13 +30,14 @@ def reconstruct(
     setup(verbose=verbose)
     from rich.console import Console
 
-    from ptycho_bluesky.bench.reconstruct import ReconstructBench, run, satisfy_torchvision, simulated_measurement
+    from ptycho_bluesky.bench.reconstruct import ReconstructBench, run, satisfy_torchvision
     from ptycho_bluesky.bench.rows import table, write_report
     from ptycho_bluesky.io import read_measurement
+    from ptycho_bluesky.simulation.scans import spiral_scan
 
     stand_in = satisfy_torchvision()
     console = Console(stderr=True)
-    measurement = simulated_measurement(516, 128)[0] if scan is None else read_measurement(scan)
+    measurement = spiral_scan(516, 128)[0] if scan is None else read_measurement(scan)
     options = ReconstructBench(rounds=rounds, threads=threads)
     with console.status("") as status:
         rows = run(measurement, options, progress=lambda what: status.update(what))

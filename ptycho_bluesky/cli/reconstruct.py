@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ptycho_bluesky.reconstruction import EngineOptions
+    from ptycho_bluesky.reconstruction.workers import Workers
     from ptycho_bluesky.records import Measurement, Reconstruction
 
 __all__ = ["command"]
@@ -63,6 +64,9 @@ def command(
 
     Example: [cyan]ptycho-bluesky reconstruct siemens-star-small.npz.bz2 --engine epie --out star.h5[/]
 
+    Several processes share the work of the engine cg when torchrun starts them:
+    [cyan]torchrun --nproc-per-node 2 --no-python ptycho-bluesky reconstruct run.h5 --engine cg --out run-cg.h5[/]
+
     Example: [cyan]ptycho-bluesky reconstruct run.h5 --engine cg -O noise=poisson -O patience=10 --out run-cg.h5[/]
     """
     settings = setup(
@@ -80,6 +84,7 @@ def command(
     from ptycho_bluesky.io import write_reconstruction
     from ptycho_bluesky.reconstruction import engine_options
     from ptycho_bluesky.reconstruction.pictures import draw
+    from ptycho_bluesky.reconstruction.workers import joined_workers
 
     stated_options = {"holdout_fraction": holdout, "device": device, "threads": threads, **_named_values(option or [])}
     options = engine_options(settings.reconstruct.engine).from_settings(settings.reconstruct, **stated_options)
@@ -92,7 +97,11 @@ def command(
     }
     measurement = read_scan(source, settings, stated, limit)
     console = Console(stderr=True)
-    result = _reconstruct(measurement, options, console, resume, checkpoint)
+    with joined_workers() as workers:
+        console.quiet = workers.rank > 0
+        result = _reconstruct(measurement, options, console, resume=resume, checkpoint=checkpoint, workers=workers)
+    if workers.rank > 0:
+        return
     write_reconstruction(out, result)
     if picture:
         draw(result, out.with_suffix(".png"))
@@ -120,7 +129,13 @@ def _named_values(options: list[str]) -> dict[str, str]:
 
 
 def _reconstruct(
-    measurement: Measurement, options: EngineOptions, console: Console, resume: Path | None, checkpoint: Path | None
+    measurement: Measurement,
+    options: EngineOptions,
+    console: Console,
+    *,
+    resume: Path | None,
+    checkpoint: Path | None,
+    workers: Workers,
 ) -> Reconstruction:
     """Reconstruct behind a bar that shows the error."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -136,4 +151,5 @@ def _reconstruct(
             progress=lambda done, total, error: bar.update(task, completed=done, total=total, error=f"{error:.5f}"),
             resume=resume,
             checkpoint=checkpoint,
+            workers=workers,
         )

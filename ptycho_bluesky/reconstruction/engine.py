@@ -16,10 +16,11 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.reconstruction.forward import Scan, frame_errors
 from ptycho_bluesky.reconstruction.gauge import fix_gauge
-from ptycho_bluesky.reconstruction.options import EngineOptions, EpieOptions, PieOptions
+from ptycho_bluesky.reconstruction.options import CgOptions, EngineOptions, EpieOptions, PieOptions
 from ptycho_bluesky.reconstruction.passes import EngineState, Progress, make_engine, run_passes
 from ptycho_bluesky.reconstruction.prepare import Selection, prepare_scan, select_frames, torch_threads
 from ptycho_bluesky.reconstruction.starting_probe import starting_probe
+from ptycho_bluesky.reconstruction.workers import Alone, Workers
 from ptycho_bluesky.records import Measurement, Reconstruction
 
 __all__ = ["EngineState", "Progress", "frame_misfit", "reconstruct"]
@@ -38,6 +39,7 @@ def reconstruct(
     progress: Progress | None = None,
     resume: EngineState | Path | str | None = None,
     checkpoint: Path | str | None = None,
+    workers: Workers | None = None,
 ) -> Reconstruction:
     """Reconstruct object and probe of a measurement.
 
@@ -60,6 +62,9 @@ def reconstruct(
         is that of one never interrupted.
     checkpoint : path, optional
         Where to write the state after each pass.
+    workers : Workers, optional
+        Processes that share a conjugate-gradient reconstruction, from `joined_workers`; each calls this function with
+        the same arguments and gets the whole result.
 
     Returns
     -------
@@ -73,6 +78,7 @@ def reconstruct(
         The measurement cannot be reconstructed: shapes, counts, positions, probe or options are wrong.
     """
     options = options or EpieOptions()
+    _check_workers(options, workers, resume, checkpoint)
     with torch_threads(_torch_threads(options)):
         started_s, clock = time.time(), time.perf_counter()
         selection = select_frames(measurement, options, rows)
@@ -89,7 +95,7 @@ def reconstruct(
         else:
             _check_state(state, options, frame, len(selection.used))
             waves, source = (state.obj, state.probe), "resumed"
-        found = _run(measurement, options, selection, frame, waves, progress, state, keep)
+        found = _run(measurement, options, selection, frame, waves, workers, progress, state, keep)
         provenance = {
             **_provenance(measurement, selection, source),
             "started_s": started_s,
@@ -113,6 +119,7 @@ def _run(
     selection: Selection,
     frame: ObjectFrame,
     waves: tuple[NDArray[Any], NDArray[Any]],
+    workers: Workers | None,
     progress: Progress | None,
     state: EngineState | None,
     keep: Callable[[EngineState], None] | None,
@@ -124,7 +131,7 @@ def _run(
         scan = scan.moved(state.position_px)
     obj, probe = (torch.from_numpy(np.array(wave)).to(scan.ramp_row) for wave in waves)
     held_out = prepare_scan(measurement, selection.held_out, frame, options) if options.patience else None
-    engine = make_engine(scan, obj, probe, options)
+    engine = make_engine(scan, obj, probe, options, workers)
     return run_passes(
         engine, options, measured_px=measured_px, held_out=held_out, progress=progress, state=state, keep=keep
     )
@@ -153,6 +160,26 @@ def _finished(
         run_uid=measurement.run_uid,
         provenance=provenance,
     )
+
+
+def _check_workers(options: EngineOptions, workers: Workers | None, *state: object) -> None:
+    """Refuse what several processes cannot do together.
+
+    Raises
+    ------
+    InputError
+        They are asked for it.
+    """
+    if (workers or Alone()).count == 1:
+        return
+    if not isinstance(options, CgOptions):
+        raise InputError(f"engine {options.engine} by several workers", "only cg divides a scan", "run one a device")
+    if options.correct_positions or options.patience or any(item is not None for item in state):
+        raise InputError(
+            "positions refined, patience, a state to resume or to write, by several workers",
+            "each knows its part only",
+            "run one worker, or leave these out",
+        )
 
 
 def _check_state(state: EngineState, options: EngineOptions, frame: ObjectFrame, frames: int) -> None:

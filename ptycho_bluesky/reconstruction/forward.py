@@ -68,6 +68,18 @@ class Scan:
         """The same frames at other positions (n, 2)."""
         return Scan.prepare(self.amplitude, self.trusted, position_px, self.ramp_row.dtype)
 
+    def part(self, rows: NDArray[np.int64], first: tuple[int, int]) -> Scan:
+        """Some frames, on the part of the object that begins at pixel ``first``."""
+        index = torch.from_numpy(rows).to(self.amplitude.device)
+        return Scan(
+            self.amplitude[index],
+            self.trusted,
+            self.corner[rows] - np.asarray(first),
+            self.rest_px[rows],
+            self.ramp_row[index],
+            self.ramp_col[index],
+        )
+
     @property
     def size_px(self) -> int:
         """N, the side of a frame."""

@@ -19,6 +19,7 @@ from ptycho_bluesky.reconstruction.forward import Scan, frame_errors
 from ptycho_bluesky.reconstruction.options import CgOptions, EngineOptions, PieOptions, PtychiOptions
 from ptycho_bluesky.reconstruction.pie import Pie
 from ptycho_bluesky.reconstruction.positions import refine_positions
+from ptycho_bluesky.reconstruction.workers import Workers
 
 __all__ = ["Engine", "EngineState", "Progress", "make_engine", "run_passes"]
 
@@ -30,8 +31,12 @@ class Engine(Protocol):
     """A running reconstruction."""
 
     scan: Scan
-    obj: Tensor
     probe: Tensor
+
+    @property
+    def obj(self) -> Tensor:
+        """The object, complex (rows, cols)."""
+        ...
 
     def run_pass(self, iteration: int) -> float:
         """Use every frame once; returns Σ(|F| − √I)²/ΣI before or during the pass."""
@@ -50,8 +55,10 @@ class Engine(Protocol):
         ...
 
 
-def make_engine(scan: Scan, obj: Tensor, probe: Tensor, options: EngineOptions) -> Engine:
-    """The engine that the type of the options names.
+def make_engine(
+    scan: Scan, obj: Tensor, probe: Tensor, options: EngineOptions, workers: Workers | None = None
+) -> Engine:
+    """The engine that the type of the options names; ``workers`` share the work of the conjugate gradients.
 
     Raises
     ------
@@ -61,7 +68,7 @@ def make_engine(scan: Scan, obj: Tensor, probe: Tensor, options: EngineOptions) 
     if isinstance(options, PieOptions):
         return Pie(scan, obj, probe, options)
     if isinstance(options, CgOptions):
-        return ConjugateGradient(scan, obj, probe, options)
+        return ConjugateGradient(scan, obj, probe, options, workers=workers)
     if isinstance(options, PtychiOptions):
         from ptycho_bluesky.reconstruction.ptychi_adapter import PtychiEngine
 
@@ -204,7 +211,8 @@ def _state(engine: Engine, options: EngineOptions, error: list[float], judged: l
     obj, probe = (wave.detach().cpu().numpy().copy() for wave in (engine.obj, engine.probe))
     memory = {name: value.cpu().numpy().copy() for name, value in engine.memory().items()}
     settings = {"engine": options.engine, **options.model_dump()}
-    return EngineState(settings, obj, probe, engine.scan.position_px, np.array(error), np.array(judged), memory)
+    position_px = engine.scan.position_px
+    return EngineState(settings, obj, probe, position_px, np.array(error), np.array(judged), memory)
 
 
 class _Judge:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["ShiftBasis"]
 
-TOLERANCE = {torch.complex64: 1e-5, torch.complex128: 1e-15}
+TOLERANCE = {torch.complex64: 1e-4, torch.complex128: 1e-15}
 """Terms whose largest value is below this are left out."""
 MAX_DEGREE = 24
 
