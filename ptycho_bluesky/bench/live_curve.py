@@ -27,7 +27,11 @@ def run_curve(options: LiveBench, progress: Progress = lambda text: None) -> Liv
     """
     progress("rendering frames")
     scene = LiveScene.render(options.size, options.num_frames)
-    scores = {name: entry["held_out"]["ssim"] for name, entry in shipped_models()["models"].items()}
+    scores = {}
+    for name, entry in shipped_models()["models"].items():
+        scores[name] = entry["held_out"]["ssim"]
+        if entry.get("int8", {}).get("accepted"):
+            scores[f"{name}_int8"] = scores[name] - entry["int8"]["ssim_loss"]
     report = LiveReport(extra={"model": "all of the package", "scans": {}})
     settings = {name: getattr(options, name) for name in ("engine", "precision", "batch_size")}
     with (
