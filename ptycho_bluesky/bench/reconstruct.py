@@ -10,15 +10,15 @@ import importlib.util
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ptycho_bluesky.bench.reconstruct_scan import BenchScan, seconds
+from ptycho_bluesky.bench.reconstruct_star import star_row
 from ptycho_bluesky.bench.reconstruct_workers import worker_rows
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.errors import InputError
@@ -26,14 +26,8 @@ from ptycho_bluesky.gauges import remove_gauge
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.metrics import pearson
 from ptycho_bluesky.reconstruction import EngineOptions, EpieOptions, PtychiOptions, RpieOptions, reconstruct
-from ptycho_bluesky.reconstruction.engine import MARGIN_PX
-from ptycho_bluesky.reconstruction.forward import Scan, frame_errors
 from ptycho_bluesky.reconstruction.gauge import LIT_FRACTION, fix_gauge, illumination, lit_median
-from ptycho_bluesky.reconstruction.passes import make_engine
-from ptycho_bluesky.reconstruction.pie import Pie
-from ptycho_bluesky.reconstruction.prepare import prepare_scan, select_frames, torch_threads
-from ptycho_bluesky.reconstruction.ptychi_adapter import PtychiEngine
-from ptycho_bluesky.reconstruction.starting_probe import starting_probe
+from ptycho_bluesky.reconstruction.prepare import torch_threads
 from ptycho_bluesky.records import Measurement
 from ptycho_bluesky.simulation import Experiment, ZonePlate
 from ptycho_bluesky.simulation.scans import spiral_scan
@@ -79,7 +73,7 @@ class ReconstructBench:
     convergence_points: int = 1087
     convergence_px: int = 64
     convergence_passes: int = 100
-    convergence_limit_s: float = 240.0
+    convergence_limit_s: float = 180.0
     worker_points: int = 3000
     worker_rounds: int = 2
 
@@ -125,7 +119,7 @@ def run(
     options = options or ReconstructBench()
     tell = progress or (lambda _: None)
     satisfy_torchvision()
-    bench = _Scan.of(measurement)
+    bench = BenchScan.of(measurement)
     rows = []
     tell("ePIE, batches of 100")
     rows += _speed_rows("epie", bench, options, target=6.0)
@@ -133,80 +127,35 @@ def run(
     rows += _speed_rows("rpie", bench, options, target=None)
     tell("ePIE, one by one")
     rows.append(_sequential_row(bench, options))
+    tell("sharpness of two half-scans")
+    rows.append(star_row(bench, options.threads))
     tell("time to the truth")
     rows += _convergence_rows(options)
     tell("conjugate gradients by two workers")
     return rows + worker_rows(options.worker_points, options.worker_rounds)
 
 
-@dataclass(frozen=True)
-class _Scan:
-    """A scan as the engines see it, and where both sides start."""
-
-    scan: Scan
-    obj: torch.Tensor
-    probe: torch.Tensor
-
-    @classmethod
-    def of(cls, measurement: Measurement, probe: NDArray[Any] | None = None) -> _Scan:
-        options = EngineOptions(holdout_fraction=0.0)
-        used = select_frames(measurement, options).used
-        size = int(np.shape(measurement.image)[-1])
-        frame = ObjectFrame.around(measurement.position_m[used], size, measurement.step_px_m, MARGIN_PX)
-        scan = prepare_scan(measurement, used, frame, options)
-        wave = torch.from_numpy(starting_probe(measurement, options, probe=probe).wave)
-        return cls(scan, torch.ones(frame.shape, dtype=torch.complex64), wave)
-
-    def first(self, frames: int) -> _Scan:
-        scan = self.scan
-        part = Scan.prepare(scan.amplitude[:frames], scan.trusted, scan.position_px[:frames], scan.ramp_row.dtype)
-        return replace(self, scan=part)
-
-    def ours(self, options: EngineOptions) -> Pie:
-        engine = make_engine(self.scan, self.obj, self.probe, options)
-        assert isinstance(engine, Pie)
-        return engine
-
-    def theirs(self, options: PtychiOptions) -> PtychiEngine:
-        return PtychiEngine(self.scan, self.obj, self.probe, options)
-
-    def error(self, engine: Pie | PtychiEngine) -> float:
-        """Σ(|F| − √I)²/ΣI of all frames with one object and probe."""
-        total = float(self.scan.amplitude.double().square().sum())
-        return float(frame_errors(self.scan, engine.obj, engine.probe).sum()) / total
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    with torch_threads(count):
-        yield
-
-
-def _rate(frames: int, call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return frames / (time.perf_counter() - began)
-
-
-def _race(bench: _Scan, ours: EngineOptions, theirs: PtychiOptions, options: ReconstructBench) -> tuple[float, float]:
+def _race(
+    bench: BenchScan, ours: EngineOptions, theirs: PtychiOptions, options: ReconstructBench
+) -> tuple[float, float]:
     """Frames/s of both, medians over the rounds; pty-chi with one thread and with all, the faster of the two."""
     frames = len(bench.scan)
     mine, other = bench.ours(ours), bench.theirs(theirs)
     passes = iter(range(10**6))
-    with _threads(1):
+    with torch_threads(1):
         mine.run_pass(next(passes))
     other.run_epoch()
     found: dict[str, list[float]] = {"ours": [], "one": [], "all": []}
     for _ in range(options.rounds):
-        with _threads(1):
-            found["ours"].append(_rate(frames, lambda: mine.run_pass(next(passes))))
-            found["one"].append(_rate(frames, other.run_epoch))
-        with _threads(options.threads):
-            found["all"].append(_rate(frames, other.run_epoch))
+        with torch_threads(1):
+            found["ours"].append(frames / seconds(lambda: mine.run_pass(next(passes))))
+            found["one"].append(frames / seconds(other.run_epoch))
+        with torch_threads(options.threads):
+            found["all"].append(frames / seconds(other.run_epoch))
     return float(np.median(found["ours"])), max(float(np.median(found[name])) for name in ("one", "all"))
 
 
-def _speed_rows(name: str, bench: _Scan, options: ReconstructBench, target: float | None) -> list[Row]:
+def _speed_rows(name: str, bench: BenchScan, options: ReconstructBench, target: float | None) -> list[Row]:
     kind = {"epie": EpieOptions, "rpie": RpieOptions}[name]
     ours = kind(batch_size=BATCH, threads=options.threads, iterations=options.error_passes)
     theirs = PtychiOptions.of(algorithm=name, batch_size=BATCH)
@@ -215,11 +164,11 @@ def _speed_rows(name: str, bench: _Scan, options: ReconstructBench, target: floa
     rows = [
         Row(f"{name}_batch{BATCH}", "frames/s", "higher", mine, other, baseline, target and target * other),
     ]
-    with _threads(1):
+    with torch_threads(1):
         engine = bench.ours(ours)
         for iteration in range(options.error_passes):
             engine.run_pass(iteration)
-    with _threads(options.threads):
+    with torch_threads(options.threads):
         second = bench.theirs(theirs)
         for _ in range(options.error_passes):
             second.run_epoch()
@@ -229,8 +178,8 @@ def _speed_rows(name: str, bench: _Scan, options: ReconstructBench, target: floa
     return rows
 
 
-def _sequential_row(bench: _Scan, options: ReconstructBench) -> Row:
-    part = bench.first(SEQUENTIAL_FRAMES)
+def _sequential_row(bench: BenchScan, options: ReconstructBench) -> Row:
+    part = bench.part(np.arange(min(SEQUENTIAL_FRAMES, len(bench.scan))))
     ours = EpieOptions(batch_size=1, threads=1, probe_start=0)
     mine, other = _race(part, ours, PtychiOptions(algorithm="epie", batch_size=1, probe_start=0), options)
     return Row("epie_sequential", "frames/s", "higher", mine, other, "pty-chi ePIE, batches of 1", 6.0 * other)
@@ -241,22 +190,19 @@ def _convergence_rows(options: ReconstructBench) -> list[Row]:
     measurement, experiment = spiral_scan(options.convergence_points, options.convergence_px)
     plate = replace(ZonePlate(), defocus_m=WRONG_DEFOCUS_M)
     wrong = replace(measurement, metadata={"zone_plate": plate.as_dict()})
-    with _threads(1):
+    with torch_threads(1):
         began = time.perf_counter()
         result = reconstruct(wrong)
         ours_s = time.perf_counter() - began
     likeness = phase_likeness(result.object, result.frame, measurement, experiment)
-    bench = _Scan.of(wrong)
+    bench = BenchScan.of(wrong)
     engine = bench.theirs(PtychiOptions(algorithm="lsqml", batch_size=BATCH))
-    frame = ObjectFrame.around(measurement.position_m, options.convergence_px, measurement.step_px_m, MARGIN_PX)
     spent_s, passes, theirs = 0.0, 0, 0.0
-    with _threads(options.threads):
+    with torch_threads(options.threads):
         while theirs < ENOUGH and passes < options.convergence_passes and spent_s < options.convergence_limit_s:
-            began = time.perf_counter()
-            engine.run_epoch()
-            spent_s, passes = spent_s + time.perf_counter() - began, passes + 1
+            spent_s, passes = spent_s + seconds(engine.run_epoch), passes + 1
             engine.fetch()
-            obj, _, placed = fix_gauge(engine.obj.numpy(), engine.probe.numpy(), frame, measurement.position_m)
+            obj, _, placed = fix_gauge(engine.obj.numpy(), engine.probe.numpy(), bench.frame, measurement.position_m)
             theirs = phase_likeness(obj, placed, measurement, experiment)
     name = f"pty-chi LSQML, {passes} passes, phase correlation {theirs:.3f}"
     return [
