@@ -23,6 +23,9 @@ __all__ = ["EdgeInference"]
 
 logger = logging.getLogger(__name__)
 
+KEPT_RESULTS = 2
+"""Final results kept in memory for `EdgeInference.wait_result`; each holds every map of its mosaic."""
+
 
 class EdgeInference(DocumentRouter):
     """Reads the frames of a scan with a network while the scan runs, and stitches them.
@@ -73,7 +76,7 @@ class EdgeInference(DocumentRouter):
     ) -> None:
         super().__init__()
         self.slot = slot or ModelSlot()
-        self.latest = LatestSink(timed=not any(isinstance(sink, PvaSink) for sink in sinks))
+        self.latest = LatestSink(KEPT_RESULTS, timed=not any(isinstance(sink, PvaSink) for sink in sinks))
         share = settings.share if settings is not None else (0, 1)
         self.source = PvaFrameSource(self._take_frames, share) if pva else None
         self.pipeline = EdgePipeline(
