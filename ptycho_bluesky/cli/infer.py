@@ -113,3 +113,18 @@ def _report(console: object, measurement: Measurement, mosaic: Mosaic, counts: F
         f"{mosaic.frame.pixel_size_m:.4g} {unit}, {int((mosaic.coverage > 0).sum())} covered",
         highlight=False,
     )
+    console.print(_trust(mosaic), highlight=False)
+
+
+def _trust(mosaic: Mosaic) -> str:
+    """What the residuals say, in a line."""
+    import numpy as np
+
+    residual = mosaic.frame_log["residual"]
+    checked = np.isfinite(residual)
+    if not checked.any():
+        return "no physics residual: the model carries no probe of these frames' grid"
+    flagged = np.count_nonzero(mosaic.frame_log["flag"][checked])
+    return (
+        f"physics residual {np.median(residual[checked]):.3g} (median; 1: shot noise alone), {flagged} frames flagged"
+    )

@@ -93,9 +93,11 @@ def _merge_maps(
     mosaics: Sequence[Mosaic], corners: Sequence[tuple[int, int]], shape: tuple[int, int]
 ) -> dict[str, NDArray[np.float32]]:
     maps = {}
-    for name in mosaics[0].maps:
+    for name in dict.fromkeys(name for mosaic in mosaics for name in mosaic.maps):
         total, share = np.zeros(shape), np.zeros(shape)
         for mosaic, (row, col) in zip(mosaics, corners, strict=True):
+            if name not in mosaic.maps:
+                continue  # an edge whose model has no probe maps no residual
             here = np.s_[row : row + mosaic.frame.shape[0], col : col + mosaic.frame.shape[1]]
             values = np.nan_to_num(np.asarray(mosaic.maps[name], dtype=np.float64))
             part = int((mosaic.frame_log["state"] == FrameState.INFERRED).sum()) * (values != 0)

@@ -21,6 +21,8 @@ PANELS = (
     ("centre of mass y / px", "com_y_px", "RdBu"),
     ("centre of mass x / px", "com_x_px", "RdBu"),
 )
+RESIDUAL = ("physics residual", "residual", "magma")
+"""In place of the bright field, where it was computed."""
 
 
 def draw_mosaic(mosaic: Mosaic, path: Path | str) -> None:
@@ -41,9 +43,10 @@ def draw_mosaic(mosaic: Mosaic, path: Path | str) -> None:
     scale, unit = (1e6, "µm") if known else (1.0, "object px")
     extent = tuple(edge * scale for edge in mosaic.frame.extent_m)
     figure = Figure(figsize=(13, 8), layout="constrained")
-    for axes, (title, name, colours) in zip(figure.subplots(2, 3).ravel(), PANELS, strict=True):
+    panels = (*PANELS[:3], RESIDUAL, *PANELS[4:]) if "residual" in mosaic.maps else PANELS
+    for axes, (title, name, colours) in zip(figure.subplots(2, 3).ravel(), panels, strict=True):
         values = np.asarray(mosaic.maps[name] if name in mosaic.maps else getattr(mosaic, name), dtype=np.float64)
-        shown = covered if name in ("phase_rad", "coverage", "variance") else mosaic.maps["bright_field"] != 0
+        shown = covered if name not in mosaic.maps else mosaic.maps[name if name == "residual" else "bright_field"] != 0
         picture = axes.imshow(np.where(shown, values, np.nan), cmap=colours, extent=extent, **_limits(values[shown]))
         axes.set_title(title)
         axes.set_xlabel(f"x / {unit}")
