@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 PROXY_WAIT_S = 2.0
 FIRST_LOOK_S = 10.0
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread of the edge may keep the interpreter while another waits for it. Python's own 5 ms, several times a
+batch, would hold the frames up whenever a model is loaded beside them."""
 IMAGE_CHANNEL = "det1:Pva1:Image"
 
 
@@ -159,6 +163,7 @@ class EdgeService:
 
     def start(self) -> EdgeService:
         """Start; returns when documents, frames and models can be taken."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.documents.start(PROXY_WAIT_S)
         if self.watcher is not None:
             self._first_model(self.watcher)
