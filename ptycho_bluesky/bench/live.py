@@ -189,22 +189,18 @@ def _with_model(
         report.extra["scans"]["main"] = main.as_dict()
         outcome, rate = main, options.rate
         for step in options.steps:
-            if not _held(outcome):
+            if not outcome.kept_up:
                 break
             highest, rate = rate, options.rate * step
             progress(f"{rate:.0f} frames/s")
             outcome = edge.scan(rate, options.short_s)
             report.extra["scans"][f"rate_{rate:.0f}"] = outcome.as_dict()
         else:
-            highest = rate if _held(outcome) else highest
+            highest = rate if outcome.kept_up else highest
         progress("overload")
         over = edge.scan(options.overload_rate, options.short_s / 2)
         report.extra["scans"]["overload"] = over.as_dict()
     return main, highest, over.sustained
-
-
-def _held(outcome: Outcome) -> bool:
-    return outcome.kept_up and outcome.latency_ms[1] <= LATENCY_P99_MS
 
 
 def _float_ladder(

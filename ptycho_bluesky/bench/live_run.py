@@ -29,8 +29,6 @@ __all__ = ["LiveStage", "Outcome", "ids_of_ranges"]
 RESULT_TIMEOUT_S = 60.0
 DOCUMENTS_S = 0.5
 """Time for the opening documents to reach the edge before the first frame."""
-MAX_LAG_S = 1.0
-"""An edge that shows the last frame later than this after it was taken has not kept up."""
 
 
 def ids_of_ranges(text: str) -> list[int]:
@@ -82,7 +80,10 @@ class Outcome:
 
     @property
     def kept_up(self) -> bool:
-        """Whether every frame offered was read and shown, at no less than 98 % of the rate asked for."""
+        """Whether every frame offered was read and shown, at no less than 98 % of the rate asked for.
+
+        The time counts until the last frame is seen, so an edge that only queues what it cannot read does not pass.
+        """
         faults = self.counts["missed"] + self.counts["lost"] + self.counts["unaccounted"] + self.unlisted
         return faults == 0 and min(self.offered, self.sustained) >= 0.98 * self.rate
 
