@@ -114,6 +114,23 @@ def test_nothing_is_lost_between_two_processes(publisher):
     assert abs(frames[5].arrival_s - frames[5].timestamp_s) < 5.0
 
 
+def test_edges_that_share_a_stream_each_read_their_own_frames(publisher):
+    taken = [[], [], []]
+    sources = [PvaFrameSource(frames.extend, (k, 3)) for k, frames in enumerate(taken)]
+    for source in sources:
+        source.open(publisher.channel)
+    try:
+        wait_for(lambda: any(taken))  # the value on connection, of number 0
+        time.sleep(0.5)
+        publisher.publish(100, 90)
+        wait_for(lambda: sum(len(frames) for frames in taken) >= 91)
+    finally:
+        for source in sources:
+            source.close()
+    for k, frames in enumerate(taken):
+        assert [f.unique_id for f in frames if f.unique_id >= 100] == [n for n in range(100, 190) if n % 3 == k]
+
+
 def test_a_publisher_that_comes_back_is_heard_again(publisher):
     frames = []
     source = PvaFrameSource(frames.extend)
