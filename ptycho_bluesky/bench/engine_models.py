@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.inference import Engine, load_engine
 from ptycho_bluesky.inference.cache import EngineCache
-from ptycho_bluesky.inference.quantise import QuantisedModel, Score, label_score, quantise_model
+from ptycho_bluesky.inference.quantise import MAX_SSIM_LOSS, QuantisedModel, Score, label_score, quantise_model
 from ptycho_bluesky.metrics import mosaic_ssim
 from ptycho_bluesky.records import LabelSet
 from ptycho_bluesky.stitching import MosaicBuilder, weight_from_manifest
@@ -95,9 +95,29 @@ def from_frames(image: NDArray, position_m: NDArray[np.float64], pixel_size_m: f
 
 
 def search_int8(
-    content: bytes, held_out: HeldOut, *, num_threads: int, cache: EngineCache, progress: Callable[[str], None]
+    content: bytes,
+    held_out: HeldOut,
+    *,
+    floor: float | None = None,
+    num_threads: int,
+    cache: EngineCache,
+    progress: Callable[[str], None],
 ) -> tuple[QuantisedModel, float]:
     """Search the integer form of a model.
+
+    Parameters
+    ----------
+    content : bytes
+        Model file of ours.
+    held_out : HeldOut
+    floor : float, optional
+        Similarity under which the form should not fall, where the model itself lies above: the limit on its loss is
+        then the smaller one.
+    num_threads : int
+    cache : EngineCache
+        Where the outcome is remembered.
+    progress : callable
+        Told what is done.
 
     Returns
     -------
@@ -107,7 +127,15 @@ def search_int8(
     """
     reference = load_engine(content, "onnxruntime", num_threads=num_threads)
     score = held_out.make_score(reference)
+    best = score(reference)
+    limit = MAX_SSIM_LOSS if floor is None or best <= floor else min(MAX_SSIM_LOSS, best - floor)
     found = quantise_model(
-        content, held_out.calibration, score, num_threads=num_threads, cache=cache, progress=progress
+        content,
+        held_out.calibration,
+        score,
+        max_ssim_loss=limit,
+        num_threads=num_threads,
+        cache=cache,
+        progress=progress,
     )
-    return found, score(reference)
+    return found, best

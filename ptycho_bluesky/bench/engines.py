@@ -200,24 +200,38 @@ def _forms(
     """Every model in floating point and in integers, scored."""
     forms: list[_Form] = []
     quantised: dict[str, QuantisedModel] = {}
+    floor: float | None = None
     for model, (blob, frames) in models.items():
         try:
-            found = _model_forms(model, blob, frames, options, cache, say)
+            found = _model_forms(model, blob, frames, floor, options, cache, say)
         except InputError as error:
             report.remarks.append(f"{model}: {error}")
             continue
         forms += found[0]
+        # every other model is asked to stay within the limit of the first one, integers included
+        floor = forms[0].ssim - MAX_SSIM_LOSS if model != "weights" else floor
         quantised[model] = found[1]
         report.remarks.append(f"{model}: {found[1].reason}; all in integers: {found[1].ssim_loss_all:.4f}")
     return forms, quantised
 
 
 def _model_forms(
-    model: str, blob: bytes, held_out: HeldOut, options: EngineBench, cache: EngineCache, say: Callable[[str], None]
+    model: str,
+    blob: bytes,
+    held_out: HeldOut,
+    floor: float | None,
+    options: EngineBench,
+    cache: EngineCache,
+    say: Callable[[str], None],
 ) -> tuple[list[_Form], QuantisedModel]:
     threads = options.num_threads
     quantised, best = search_int8(
-        blob, held_out, num_threads=threads, cache=cache, progress=lambda text: say(f"{model} {text}")
+        blob,
+        held_out,
+        floor=None if model == "weights" else floor,
+        num_threads=threads,
+        cache=cache,
+        progress=lambda text: say(f"{model} {text}"),
     )
     score = held_out.make_score(make_engine(blob, "onnxruntime", threads, "float32"))
     single, half = (make_engine(blob, "openvino", threads, each) for each in ("float32", "auto"))

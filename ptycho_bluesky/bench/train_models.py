@@ -20,12 +20,13 @@ import numpy as np
 
 from ptycho_bluesky._version import __version__
 from ptycho_bluesky.bench.corpus import CorpusOptions, SimulatedCorpus
+from ptycho_bluesky.bench.engine_models import from_labels, search_int8
 from ptycho_bluesky.bench.rows import hardware
 from ptycho_bluesky.bench.shipped import MODELS_DIR
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.inference import load_engine
 from ptycho_bluesky.inference.cache import EngineCache
-from ptycho_bluesky.inference.quantise import label_score, quantise_model
+from ptycho_bluesky.inference.quantise import MAX_SSIM_LOSS
 from ptycho_bluesky.models import ARCHITECTURES
 from ptycho_bluesky.models.onnx_file import read_manifest
 from ptycho_bluesky.records import LabelSet
@@ -153,14 +154,13 @@ def _score(corpus: SimulatedCorpus, options: argparse.Namespace) -> dict[str, di
 
 def _install(scores: dict[str, dict[str, Any]], corpus: SimulatedCorpus, options: argparse.Namespace) -> None:
     MODELS_DIR.mkdir(exist_ok=True)
-    labels = corpus.held_out()
-    score = label_score(labels, SCORED_FRAMES)
+    held_out, floor = from_labels(corpus.held_out(), SCORED_FRAMES), None
     for name, entry in scores.items():
         content = (options.out / f"{name}.onnx").read_bytes()
         (MODELS_DIR / f"{name}.onnx").write_bytes(content)
-        found = quantise_model(
-            content, labels.image[SCORED_FRAMES::5], score, num_threads=1, cache=EngineCache(options.out / "cache")
-        )
+        cache = EngineCache(options.out / "cache")
+        found, best = search_int8(content, held_out, floor=floor, num_threads=1, cache=cache, progress=log.info)
+        floor = best - MAX_SSIM_LOSS if floor is None else floor
         entry["int8"] = {"accepted": found.accepted, "ssim_loss": found.ssim_loss, "reason": found.reason}
         if found.accepted:
             entry["int8"]["file"] = f"{name}_int8.onnx"

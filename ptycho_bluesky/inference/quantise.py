@@ -211,7 +211,7 @@ class _Search:
         verb = "loses" if accepted else "still loses"
         reason = (
             f"with {len(layers) - len(floats)} of {len(layers)} convolutions in integers the stitched image of "
-            f"held-out frames {verb} {loss:.4f} of similarity (limit {max_ssim_loss})"
+            f"held-out frames {verb} {loss:.4f} of similarity (limit {max_ssim_loss:.4g})"
         )
         content, every = self._graph.mixture(floats, ssim_loss=round(loss, 5)), self._graph.mixture()
         return QuantisedModel(content, every, accepted, reason, loss, loss_all, tuple(floats), len(layers))
