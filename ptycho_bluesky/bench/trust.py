@@ -49,11 +49,14 @@ class TrustBench:
         Frames of each test scan.
     window_frames : int
         Frames that are judged together, as a run.
+    reference_frames : int, optional
+        Frames of the scan that tells what is usual; a whole scan of ``corpus`` by default.
     """
 
     corpus: CorpusOptions
     test_frames: int = 400
     window_frames: int = 100
+    reference_frames: int | None = None
 
     @property
     def sample(self) -> SimulatedCorpus:
@@ -97,7 +100,7 @@ def run(bench: TrustBench, model: bytes, progress: Progress | None = None) -> li
     InputError
         The model does not fit the frames, or nothing usual could be measured.
     """
-    reference = bench.sample.labels(_area(bench.sample.experiment, REFERENCE), seed=0)
+    reference = bench.sample.labels(_area(bench.sample.experiment, REFERENCE), 0, bench.reference_frames)
     light = Light.from_dict(reference.provenance.get("light"))
     loaded = load_model(stamp_physics(model, reference, light), num_threads=1)
     physics, reason = read_physics(loaded.engine.manifest)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MAX_FRAMES = 256
 """Frames that limits are measured on; they lie in a row of the scan, so that patches overlap as in a live mosaic."""
 CHUNK_FRAMES = 8
+CONTRAST_FRAMES = 1000
 TOLERANCE_FRAMES = 16
 BRIGHTNESS_STEPS = (1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 16.0)
 BRIGHTNESS_LOSS = 1.25
@@ -130,7 +131,15 @@ def measure_physics(
         figures[f"residual_{name}"] = _median(each.residual)
         figures[f"unexplained_{name}"] = _median(each.unexplained)
     figures["residual_flat"] = _median(fit.flat_residual)
-    return Physics(probe, bare.gauge, law, background, light, Limits.of_frames(fit, spread, tolerance), figures)
+    return Physics(
+        probe,
+        bare.gauge,
+        law,
+        background,
+        light,
+        Limits.of_frames(fit, spread, tolerance, _contrast(meter, labels.image)),
+        figures,
+    )
 
 
 def _at_light(
@@ -178,6 +187,15 @@ def _background(
     measured = image.mean(axis=0, dtype=np.float64)
     dark = expected <= np.quantile(expected, DARK_QUANTILE)
     return max(0.0, float(measured[dark].mean() - expected[dark].mean() * measured.sum() / expected.sum()))
+
+
+def _contrast(meter: ResidualMeter, image: NDArray[Any]) -> NDArray[np.float32]:
+    """Contrast of frames from everywhere in the labels, dark ones aside."""
+    every = max(1, len(image) // CONTRAST_FRAMES)
+    chosen = range(0, len(image), every * CHUNK_FRAMES)
+    parts = [meter.contrast(image[start : start + CHUNK_FRAMES].astype(np.float32)) for start in chosen]
+    found = np.concatenate(parts)
+    return found[np.isfinite(found)]
 
 
 def _brightness_tolerance(reader: PhaseReader, meter: ResidualMeter, image: NDArray[Any]) -> float:

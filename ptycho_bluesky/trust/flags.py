@@ -99,7 +99,11 @@ class Limits:
 
     @classmethod
     def of_frames(
-        cls, fit: FrameFit, disagreement: float = float("nan"), brightness_tolerance: float = 1.0
+        cls,
+        fit: FrameFit,
+        disagreement: float = float("nan"),
+        brightness_tolerance: float = 1.0,
+        contrast: NDArray[np.float32] | None = None,
     ) -> Limits | None:
         """Limits from frames of the training's kind; None when none of them can be judged.
 
@@ -111,11 +115,17 @@ class Limits:
             `disagreement` of their mosaic; its limit is the root: half way to 1 on a scale of factors.
         brightness_tolerance : float
             Factor by which counts may be off before the network reads worse.
+        contrast : ndarray of float32, shape (m,), optional
+            `FrameFit.flat_excess` of more frames than ``fit`` has: how much structure a sample shows varies from place
+            to place.
         """
         usable = np.isfinite(fit.unexplained) & (fit.flat_excess > 0) & (fit.brightness > 0)
         if not usable.any():
             return None
-        low, high = np.quantile(fit.flat_excess[usable], [TAIL, 1 - TAIL])
+        seen = fit.flat_excess[usable]
+        if contrast is not None:
+            seen = np.concatenate([seen, contrast[contrast > 0]])
+        low, high = np.quantile(seen, [TAIL, 1 - TAIL])
         dark, bright = np.quantile(fit.brightness[usable], [TAIL, 1 - TAIL])
         worst = float(np.quantile(fit.unexplained[usable], 1 - TAIL))
         return cls(

@@ -221,6 +221,16 @@ class ResidualMeter:
             )
         return FrameFit(*(np.asarray(column, dtype=np.float32) for column in columns))
 
+    def contrast(self, counts: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`FrameFit.flat_excess` (n,) of frames (n, N, N): what distinguishes them from one without sample."""
+        keep = self._good
+        counts = counts if keep is None else counts * keep
+        total = counts.sum(axis=(-2, -1), dtype=np.float64)
+        log_counts = np.log(np.maximum(counts, np.float32(1.0)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            deviance, mean = self._measure_flat(counts, keep, total, log_counts)
+            return np.where(total > 0, (deviance - mean) / (2.0 * total), np.nan).astype(np.float32)
+
     def _measure_flat(
         self,
         counts: NDArray[np.float32],
