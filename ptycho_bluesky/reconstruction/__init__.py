@@ -1,6 +1,7 @@
 """Iterative reconstruction: finished scans to object and probe, in torch, batched, at true sub-pixel positions."""
 
 from ptycho_bluesky.reconstruction.engine import frame_misfit, reconstruct
+from ptycho_bluesky.reconstruction.growing import GrowingReconstruction
 from ptycho_bluesky.reconstruction.options import (
     CgOptions,
     EngineOptions,
@@ -18,6 +19,7 @@ __all__ = [
     "EngineOptions",
     "EngineState",
     "EpieOptions",
+    "GrowingReconstruction",
     "PieOptions",
     "ProbeStart",
     "PtychiOptions",
