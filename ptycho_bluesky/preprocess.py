@@ -33,7 +33,7 @@ MAX_UNUSABLE = 0.5
 
 def mask_ranges(bad: NDArray[np.bool_]) -> list[list[int]]:
     """Bad pixels (H, W) as ``[start, length]`` of runs in row-major order: what a document can carry."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], np.asarray(bad, dtype=bool).ravel(), [False]])))
+    edges = np.flatnonzero(np.diff(np.pad(np.asarray(bad, dtype=bool).ravel(), 1)))
     starts, stops = edges[::2], edges[1::2]
     return [[int(start), int(stop - start)] for start, stop in zip(starts, stops, strict=True)]
 
