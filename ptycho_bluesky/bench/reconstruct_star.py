@@ -15,7 +15,7 @@ from ptycho_bluesky.reconstruction.prepare import torch_threads
 
 __all__ = ["star_row"]
 
-LSQML_PASSES = 25
+LSQML_PASSES = 15
 BATCH = 100
 
 
