@@ -92,8 +92,8 @@ def _gpu_name() -> str | None:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a figure may depend on."""
     found = {"python": platform.python_version()}
-    for name in ("ptycho_bluesky", "torch", "onnxruntime", "numpy", "scipy", "numba", "bluesky", "ophyd", "tiled",
-                 "bluesky-tiled-plugins", "caproto", "pvapy", "h5py"):  # fmt: skip
+    for name in ("ptycho_bluesky", "torch", "onnxruntime", "openvino", "nncf", "tensorrt", "numpy", "scipy",
+                 "numba", "bluesky", "ophyd", "tiled", "bluesky-tiled-plugins", "caproto", "pvapy", "h5py"):  # fmt: skip
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
