@@ -93,7 +93,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a figure may depend on."""
     found = {"python": platform.python_version()}
     for name in ("ptycho_bluesky", "torch", "onnxruntime", "openvino", "nncf", "tensorrt", "numpy", "scipy",
-                 "numba", "bluesky", "ophyd", "tiled", "bluesky-tiled-plugins", "caproto", "pvapy", "h5py"):  # fmt: skip
+                 "numba", "bluesky", "ophyd", "tiled", "bluesky-tiled-plugins", "caproto", "pvapy",
+                 "h5py"):  # fmt: skip
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
