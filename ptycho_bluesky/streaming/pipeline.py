@@ -18,6 +18,7 @@ from ptycho_bluesky.records import FrameCounts, FrameOrigin, InferredBatch, Mosa
 from ptycho_bluesky.streaming.closing import ClosingOptions, FileReply, FileRequest, read_file
 from ptycho_bluesky.streaming.core import EdgeCore, RunResult
 from ptycho_bluesky.streaming.frames import Frame
+from ptycho_bluesky.streaming.memory import give_memory_back
 from ptycho_bluesky.streaming.meters import LatencyMeter, RateMeter
 from ptycho_bluesky.streaming.run_state import Phase, RunState
 from ptycho_bluesky.streaming.sinks import EdgeStatus, EdgeUpdate, Picture, Sink
@@ -322,6 +323,7 @@ class EdgePipeline:
             sink.finish(result)
         if self._core.current is not None and result.mosaic.run_uid == self._core.current.uid:
             self._publish(final=result)
+        give_memory_back()
 
     # --- the file reader's thread ------------------------------------------------------------------------------------
 
