@@ -21,7 +21,7 @@ WIDTH_M = 1.2e-6
 
 
 def spiral_scan(num_points: int, size_px: int, seed: int = 0) -> tuple[Measurement, Experiment]:
-    """Noise-free spiral over random shapes, ``size_px``² pixels a frame, and the experiment that holds its truth."""
+    """Noise-free spiral over random shapes, frames of ``size_px`` a side, and the experiment that holds its truth."""
     return _scan(spiral_positions_m(num_points, STEP_M), size_px, 6e-6, seed)
 
 
