@@ -176,7 +176,7 @@ def _spline_shift(coefficients: NDArray[np.float32], shift_px: tuple[float, floa
     for axis, part in enumerate(shift_px):
         taps = _cubic_taps(part)
         moved = np.moveaxis(value, axis, 0)
-        summed = np.sum([tap * moved[2 + k : 2 + k + size] for k, tap in enumerate(taps)], axis=0)
+        summed = np.stack([tap * moved[2 + k : 2 + k + size] for k, tap in enumerate(taps)]).sum(axis=0)
         value = np.moveaxis(summed, 0, axis)
     return value
 

@@ -206,7 +206,7 @@ def _reading_s(files: tuple[str, ...], rows: np.ndarray, *, by_frame: bool) -> f
     store = FrameStore(files, max_gap=MAX_GAP)
     opened = [h5py.File(path, "r") for path in files]
     plain: list[list[Any]] = [[file[name] for name in store.columns] for file in opened]
-    first = np.concatenate([[0], np.cumsum([len(datasets[0]) for datasets in plain])])
+    first = np.cumsum([0, *(len(datasets[0]) for datasets in plain)])
     drop_page_cache(files)
     began = time.perf_counter()
     if by_frame:

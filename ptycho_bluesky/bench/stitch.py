@@ -75,7 +75,7 @@ def run(options: StitchBench | None = None, progress: Progress | None = None) ->
 def _raster(count: int, step_px: float, per_line: int) -> NDArray[np.float64]:
     """Positions (count, 2) of a raster with fractional steps, in pixels."""
     index = np.arange(count)
-    return np.stack([index // per_line * step_px, index % per_line * step_px * 1.037], axis=1)
+    return np.stack([index // per_line, index % per_line], axis=1).astype(np.float64) * (step_px, step_px * 1.037)
 
 
 def _speed(options: StitchBench, patches: NDArray[np.float32], progress: Progress | None) -> list[Row]:
