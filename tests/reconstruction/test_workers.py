@@ -56,7 +56,7 @@ def test_two_workers_give_the_answer_of_one(tmp_path):
     out = tmp_path / "two.npz"
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "ptycho_bluesky.bench.cg_workers", str(out), "70", "64", "6", "complex64", "complex128"],
+         "-m", "ptycho_bluesky.bench.cg_workers", str(out), "200", "64", "6", "complex64", "complex128"],
         capture_output=True, text=True, timeout=200, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -64,7 +64,7 @@ def test_two_workers_give_the_answer_of_one(tmp_path):
         two = dict(file)
     # What changes by the order of a sum grows from step to step: more in single precision.
     for dtype, near, nearer in (("complex64", 2e-4, 1e-5), ("complex128", 1e-10, 1e-10)):
-        one = cg_workers.run(Alone(), 70, 64, 6, dtype)
+        one = cg_workers.run(Alone(), 200, 64, 6, dtype)
         assert np.abs(two[f"{dtype}_object"] - one["object"]).max() <= near
         assert two[f"{dtype}_error"] == pytest.approx(one["error"], rel=nearer)
         assert one["error"][-1] < 0.5 * one["error"][0]
