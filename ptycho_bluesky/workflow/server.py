@@ -29,6 +29,7 @@ import httpx
 
 from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import InputError, StorageError, UnreachableError
+from ptycho_bluesky.workflow.storage_repair import set_orphans_aside
 
 if TYPE_CHECKING:
     import uvicorn
@@ -131,6 +132,7 @@ def serve(settings: Settings, readable: Sequence[Path] = (), ready: Callable[[],
     host, port = _host_port(settings.tiled.uri)
     _check_free(host, port)
     config = server_config(settings, readable)
+    set_orphans_aside(settings.tiled_dir)
     import uvicorn
     from tiled.server.app import build_app_from_config
 
