@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,23 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Choices of engines of another day must not decide what a test runs.
 _cache = tempfile.TemporaryDirectory(prefix="ptycho-test-cache-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
+
+
+@pytest.fixture(autouse=True)
+def process_settings() -> Iterator[None]:
+    """Put back what a command sets for a process of its own: here it runs in ours, and the next client would search
+    on the ports of a real beamline."""
+    environment = dict(os.environ)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    on_signal = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for number, handler in on_signal.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 
@@ -20,9 +19,8 @@ from ptycho_bluesky.workflow.status import ago
 
 @pytest.fixture
 def run(settings):
-    """Runs a command line in this process; what commands set up for a process of their own is put back."""
+    """Runs a command line in this process."""
     settings.to_yaml(settings.data_dir / "c.yml")
-    environment, handlers = dict(os.environ), logging.getLogger().handlers[:]
 
     def call(*arguments: str) -> str:
         result = CliRunner().invoke(build_app(), [*arguments, "--config", str(settings.data_dir / "c.yml")])
@@ -31,10 +29,7 @@ def run(settings):
         assert result.exit_code == 0, result.output
         return result.output
 
-    yield call
-    logging.getLogger().handlers[:] = handlers
-    os.environ.clear()
-    os.environ.update(environment)
+    return call
 
 
 def test_models(run, store, settings):
