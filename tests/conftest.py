@@ -57,6 +57,12 @@ _cache = tempfile.TemporaryDirectory(prefix="ptycho-test-cache-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: two processes share the files, and one should not end with minutes of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def process_settings() -> Iterator[None]:
     """Put back what a command sets for a process of its own: here it runs in ours, and the next client would search

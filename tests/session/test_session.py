@@ -15,6 +15,7 @@ import numpy as np
 import pexpect
 import pytest
 from beamline_process import settings_for, wait_for
+from terminal import python_in_terminal
 
 from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.session.scan_ids import ScanIds
@@ -211,8 +212,7 @@ def test_ipython_profile(config, tmp_path):
         "IPYTHONDIR": str(tmp_path / "ipython"),
     }
     command = f"-m IPython --profile-dir={profile} --simple-prompt --colors=NoColor --no-confirm-exit"
-    shell = pexpect.spawn(sys.executable, command.split(), env=environment, encoding="utf-8", timeout=90, echo=False)
-    try:
+    with python_in_terminal(command.split(), environment, 90) as shell:
         shell.expect(r"ptycho_bluesky session on")
         shell.expect(r"Tiled is away")
         shell.expect(r"In \[1\]: ")
@@ -229,8 +229,6 @@ def test_ipython_profile(config, tmp_path):
         shell.expect(r"STILL idle")
         shell.sendline("exit")
         shell.expect(pexpect.EOF)
-    finally:
-        shell.close(force=True)
     assert len(list((tmp_path / "data" / "journal").iterdir())) == 1
 
 
@@ -239,23 +237,20 @@ def test_ctrl_c_twice_pauses_a_scan_in_ipython(config, tmp_path, session, is_saf
     """As at any Bluesky beamline: two interrupts pause, and the scan can be resumed."""
     command = ["-m", "ptycho_bluesky.cli.main", "session", "--config", str(config), "--no-plot"]
     environment = {**os.environ, "TERM": "dumb", "IPYTHONDIR": str(tmp_path / "ipython")}
-    shell = pexpect.spawn(sys.executable, command, env=environment, encoding="utf-8", timeout=90, echo=False)
-    try:
+    with python_in_terminal(command, environment, 90) as shell:
         shell.expect(r"ptycho_bluesky session on")
         shell.expect(r"In \[1\]: ")
         shell.sendline(SCAN.format(points=5000, period_s=1e-3))
         journal = tmp_path / "data" / "journal"
         wait_for(lambda: journal.exists() and any("stream_datum" in path.read_text() for path in journal.iterdir()), 60)
-        shell.sendintr()
+        shell.send("\x03")
         time.sleep(0.5)
-        shell.sendintr()
+        shell.send("\x03")
         shell.expect(r"RunEngineInterrupted")
         wait_for(is_safe)
         shell.sendline("RE.resume()")
         shell.expect(r"'[0-9a-f-]{36}',\)")
         shell.sendline("exit")
         shell.expect(pexpect.EOF)
-    finally:
-        shell.close(force=True)
     (path,) = journal.iterdir()
     assert '"segments": 2, "segment_ends": 2' in path.read_text()

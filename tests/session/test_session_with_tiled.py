@@ -11,6 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from beamline_process import wait_for
+from terminal import python_in_terminal
 
 PROFILE = Path(__file__).parent.parent.parent / "profile_collection"
 
@@ -56,8 +57,7 @@ def test_ipython_profile_reads_back_what_it_scanned(services, tmp_path):
         "IPYTHONDIR": str(tmp_path / "ipython"),
     }
     command = f"-m IPython --profile-dir={profile} --simple-prompt --colors=NoColor --no-confirm-exit"
-    shell = pexpect.spawn(sys.executable, command.split(), env=environment, encoding="utf-8", timeout=120, echo=False)
-    try:
+    with python_in_terminal(command.split(), environment, 120) as shell:
         shell.expect(r"ptycho_bluesky session on")
         shell.expect(r"In \[1\]: ")
         shell.sendline("(uid,) = RE(fly_spiral(num_points=300, step_m=50e-9, period_s=1e-3))")
@@ -76,5 +76,3 @@ def test_ipython_profile_reads_back_what_it_scanned(services, tmp_path):
         shell.expect("SORTED True")
         shell.sendline("exit")
         shell.expect(pexpect.EOF)
-    finally:
-        shell.close(force=True)
