@@ -133,7 +133,12 @@ class SimulatedCorpus:
         return patches
 
     def score(
-        self, phase_rad: NDArray[np.float32], labels: LabelSet, weight: NDArray[np.float32], patch_px: int | None = None
+        self,
+        phase_rad: NDArray[np.float32],
+        labels: LabelSet,
+        weight: NDArray[np.float32],
+        patch_px: int | None = None,
+        solve_offsets: bool = False,
     ) -> SsimResult:
         """Structural similarity of stitched patches with the true object.
 
@@ -148,6 +153,8 @@ class SimulatedCorpus:
         patch_px : int, optional
             Side of the patches that count as covering a pixel: the mask must be the same for networks of different
             patches. By default the shorter of the patch and half the window.
+        solve_offsets : bool
+            Turn each patch by the constant phase that makes it agree with the image under it.
 
         Returns
         -------
@@ -158,7 +165,8 @@ class SimulatedCorpus:
         position = labels.position_m[:n]
         frame = ObjectFrame.around(position, (size, size), labels.pixel_size_m)
         builder = MosaicBuilder(frame, (phase_rad.shape[1], phase_rad.shape[2]), weight)
-        builder.add(np.asarray(phase_rad, dtype=np.float32), position)
+        add = builder.add_levelled if solve_offsets else builder.add
+        add(np.asarray(phase_rad, dtype=np.float32), position)
         image = builder.snapshot()
         side = patch_px or min(*phase_rad.shape[1:], size // 2)
         cover = MosaicBuilder(image.frame, (side, side), disc_weight((side, side), side / 2, 0.0))

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_bluesky.bench.corpus import SimulatedCorpus
 from ptycho_bluesky.bench.released import NumpyStitcher, ReleasedStitcher
 from ptycho_bluesky.bench.rows import Row
+from ptycho_bluesky.bench.shipped import shipped_model
 from ptycho_bluesky.bench.timing import measure_rates
 from ptycho_bluesky.geometry import ObjectFrame
+from ptycho_bluesky.inference import load_model
 from ptycho_bluesky.stitching import MosaicBuilder, cosine_weight, disc_weight
+from ptycho_bluesky.stitching.offsets import OffsetRecord
 
 __all__ = ["StitchBench", "run"]
 
@@ -40,6 +44,8 @@ class StitchBench:
         Of one case in one round.
     growth : int
         By how much the mosaic grows.
+    offset_frames : int
+        Frames of the held-out scan on which solving the patches' offsets is judged.
     """
 
     size: int = 128
@@ -48,6 +54,7 @@ class StitchBench:
     rounds: int = 5
     seconds: float = 0.4
     growth: int = 10
+    offset_frames: int = 400
 
 
 def run(options: StitchBench | None = None, progress: Progress | None = None) -> list[Row]:
@@ -69,6 +76,7 @@ def run(options: StitchBench | None = None, progress: Progress | None = None) ->
     rows = _speed(options, patches, progress)
     rows += _growth(options, patches)
     rows += _truth(options)
+    rows += _offsets(options.offset_frames)
     return rows
 
 
@@ -159,6 +167,26 @@ def _truth(options: StitchBench) -> list[Row]:
     inside = (image.coverage >= 3) & (released.count >= 3)
     errors = [_rms(np.angle(np.exp(1j * (found - truth)))[inside]) for found in (image.phase_rad, released.image())]
     return [Row("stitch_error_across_the_wrap", "rad", "lower", errors[0], errors[1], RELEASED, 0.05)]
+
+
+def _offsets(num_frames: int, name: str = "lean16") -> list[Row]:
+    """What solving the patches' phase offsets gains, and how far it leads, on a scan that the model has not seen."""
+    corpus = SimulatedCorpus()
+    labels = corpus.held_out(num_frames)
+    model = load_model(shipped_model(name), num_threads=1)
+    phase = model.engine.infer(labels.image.astype(np.float32))
+    plain, solved = (corpus.score(phase, labels, model.weight, solve_offsets=way).ssim for way in (False, True))
+    shape = (phase.shape[1], phase.shape[2])
+    builder = MosaicBuilder(ObjectFrame.around(labels.position_m, shape, labels.pixel_size_m), shape, model.weight)
+    _, offset = builder.add_levelled(phase, labels.position_m)
+    record = OffsetRecord()
+    record.add(offset, labels.position_m)
+    drift = record.drift()
+    return [
+        Row("mosaic_ssim_offsets_solved", "1", "higher", solved, plain, "offsets as read"),
+        Row("offset_rms", "rad", "lower", drift.rms_rad),
+        Row("offset_walk", "rad", "lower", drift.walk_rad),
+    ]
 
 
 def _phase(row: NDArray[np.float64], col: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.stitching.kernels import TILE_PX, add_patches, are_finite, paint_values, render, render_phase
+from ptycho_bluesky.stitching.offsets import MIN_OVERLAP, overlap_phasor
 from ptycho_bluesky.stitching.weights import disc_weight
 
 __all__ = ["MAPS", "MosaicBuilder", "MosaicImage"]
@@ -119,6 +120,38 @@ class MosaicBuilder:
         placed &= _finite(phase_rad)
         self._put(phase_rad, corner, placed, self._weight, 1)
         return placed
+
+    def add_levelled(
+        self, phase_rad: NDArray[np.float32], position_m: ArrayLike
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Add n patches one after the other, each turned by a constant phase so that it agrees with the image under it.
+
+        Parameters
+        ----------
+        phase_rad : ndarray of float32, shape (n, h, w)
+        position_m : array-like, shape (n, 2)
+
+        Returns
+        -------
+        placed : ndarray of bool, shape (n,)
+            As of `add`.
+        offset_rad : ndarray of float64, shape (n,)
+            What was added to each patch's phase, between −π and π; 0 for a patch that too little is under
+            (`ptycho_bluesky.stitching.offsets.MIN_OVERLAP`).
+        """
+        phase_rad = self._check_patches(phase_rad, self.patch_shape)
+        position_m = np.asarray(position_m, dtype=np.float64).reshape(-1, 2)
+        corner, placed = self._corners(position_m, self.patch_shape, grow=True)
+        placed &= _finite(phase_rad)
+        offset = np.zeros(len(phase_rad))
+        enough = MIN_OVERLAP * float(self._weight.sum())
+        for k in np.flatnonzero(placed):
+            real, imag, shared = overlap_phasor(self._sums, phase_rad[k], self._weight, corner[k, 0], corner[k, 1])
+            if shared > enough:
+                offset[k] = np.arctan2(imag, real)
+            turned = phase_rad[k : k + 1] + np.float32(offset[k])
+            self._put(turned, corner[k : k + 1], placed[k : k + 1], self._weight, 1)
+        return placed, offset
 
     def move(
         self,

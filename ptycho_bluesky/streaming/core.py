@@ -10,7 +10,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -72,6 +72,8 @@ class EdgeCore:
         Part of the time that physics residuals may take; 1: every frame has one.
     share : tuple of int
         ``(k, n)``: frames whose unique id is k modulo n are read, the others belong to other edges.
+    solve_offsets : bool
+        Turn each patch by the constant phase that makes it agree with the image under it.
     on_batch : callable, optional
         ``on_batch(run, batch)`` after each batch.
     on_closed : callable, optional
@@ -94,6 +96,7 @@ class EdgeCore:
         max_batch: int = 64,
         share: tuple[int, int] = (0, 1),
         residual_share: float = 0.05,
+        solve_offsets: bool = False,
         on_batch: Callable[[RunState, InferredBatch], None] | None = None,
         on_closed: Callable[[RunResult], None] | None = None,
         on_unknown: Callable[[str, dict[str, Any]], None] | None = None,
@@ -106,7 +109,8 @@ class EdgeCore:
         self.bad_documents = 0
         self.max_batch = max_batch
         self._options = closing or ClosingOptions()
-        self._wall_clock, self._residual_share, self._share = wall_clock, residual_share, share
+        self._wall_clock, self._share = wall_clock, share
+        self._residual_share, self._solve_offsets = residual_share, solve_offsets
         self._on_batch, self._on_closed, self._on_unknown = on_batch, on_closed, on_unknown
         self._closing: dict[str, Closing] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
@@ -168,7 +172,10 @@ class EdgeCore:
             self._remember_closed(uid)  # no run of ours: its other documents are ignored
             return
         ledger = Ledger(share=self._share)
-        run = RunState(RunDocuments(doc), live, self._wall_clock, ledger, residual_share=self._residual_share)
+        run = RunState(
+            RunDocuments(doc), live, self._wall_clock, ledger,
+            residual_share=self._residual_share, solve_offsets=self._solve_offsets,
+        )  # fmt: skip
         if live:
             for other in list(self.runs.values()):
                 if other.live and other.phase is Phase.OPEN and other.documents.channel == run.documents.channel:
@@ -375,5 +382,8 @@ class EdgeCore:
             "model_errors": {model_id: text for model_id, text in run.model_errors.items() if text},
             "pixel_size_m": run.documents.pixel_size_m,
         }
+        drift = run.image.offset_drift if run.image else None
+        if drift is not None:
+            metadata["offset_drift"] = asdict(drift)
         complete = run.phase is Phase.CLOSED
         return RunResult(run.mosaic(), run.counts(), run.documents.geometry, complete, metadata)

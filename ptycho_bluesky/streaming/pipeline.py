@@ -85,6 +85,7 @@ class EdgePipeline:
             max_batch=self.settings.batch_size * MAX_BATCH_FACTOR,
             share=self.settings.share,
             residual_share=self.settings.residual_share,
+            solve_offsets=self.settings.solve_offsets,
             on_batch=self._batch_done,
             on_closed=self._run_closed,
             on_unknown=on_unknown,
@@ -257,7 +258,10 @@ class EdgePipeline:
         begun_s, used_s = time.monotonic(), time.thread_time()
         self._published_model = self.slot.model_id
         run = self._core.current
-        picture, mosaic = self._images(run, final, begun_s)
+        picture = self._picture(run, final)
+        mosaic_s = time.thread_time()
+        mosaic = self._mosaic(run, final, begun_s)
+        mosaic_s = time.thread_time() - mosaic_s
         shown = picture is not None or mosaic is not None
         if final is not None:
             self._last_counts, geometry = final.counts, final.geometry
@@ -281,23 +285,30 @@ class EdgePipeline:
             self._new_ids, self._new_timestamps, self._dirty = [], [], False
         for sink in self.sinks:
             sink.update(update)
-        used_s = time.thread_time() - used_s
+        # what everything else took is paid for by its own, longer period: the next picture does not wait for it
+        used_s = time.thread_time() - used_s - mosaic_s
         self._next_update_s = begun_s + max(self.settings.display_period_s, used_s / SNAPSHOT_SHARE)
 
-    def _images(
-        self, run: RunState | None, final: RunResult | None, now_s: float
-    ) -> tuple[Picture | None, Mosaic | None]:
-        """What there is to show: the phase as often as asked, everything else now and then and at the end."""
-        if run is None or (final is None and (not self._dirty or run.uid not in self._core.runs)):
-            return None, None
-        mosaic = final.mosaic if final is not None else None
-        made = run.image.picture() if run.image is not None else None
-        picture = None if made is None else Picture(made[0], made[1], run.uid, run.models[-1] if run.models else "")
-        if mosaic is None and now_s >= self._next_mosaic_s:
-            used_s = time.thread_time()
-            mosaic = run.mosaic()
-            self._next_mosaic_s = now_s + max(MOSAIC_PERIOD_S, (time.thread_time() - used_s) / SNAPSHOT_SHARE)
-        return picture, mosaic
+    def _shows(self, run: RunState | None, final: RunResult | None) -> bool:
+        return run is not None and (final is not None or (self._dirty and run.uid in self._core.runs))
+
+    def _picture(self, run: RunState | None, final: RunResult | None) -> Picture | None:
+        """The phase, as often as asked."""
+        if run is None or run.image is None or not self._shows(run, final):
+            return None
+        made = run.image.picture()
+        return None if made is None else Picture(made[0], made[1], run.uid, run.models[-1] if run.models else "")
+
+    def _mosaic(self, run: RunState | None, final: RunResult | None, now_s: float) -> Mosaic | None:
+        """All images, the maps and the log, now and then and at the end."""
+        if final is not None and run is not None:
+            return final.mosaic
+        if run is None or not self._shows(run, final) or now_s < self._next_mosaic_s:
+            return None
+        used_s = time.thread_time()
+        mosaic = run.mosaic()
+        self._next_mosaic_s = now_s + max(MOSAIC_PERIOD_S, (time.thread_time() - used_s) / SNAPSHOT_SHARE)
+        return mosaic
 
     def _status(self) -> EdgeStatus:
         core = self._core

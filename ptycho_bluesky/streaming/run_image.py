@@ -14,6 +14,7 @@ from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.records import PositionSource
 from ptycho_bluesky.stitching import MosaicBuilder
 from ptycho_bluesky.stitching.mosaic import MosaicImage
+from ptycho_bluesky.stitching.offsets import OffsetDrift, OffsetRecord
 
 __all__ = ["RunImage"]
 
@@ -50,6 +51,8 @@ class RunImage:
     keep_bytes : int
         Bound of the memory for patches whose position is provisional or unknown. Beyond it the oldest are given up:
         one placed by the plan stays where it is, one without position stays out of the image, and ``given_up`` counts.
+    solve_offsets : bool
+        Turn each patch by the constant phase that makes it agree with the image under it.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class RunImage:
         pixel_size_m: float,
         planned_m: NDArray[np.float64] | None = None,
         keep_bytes: int = DEFAULT_KEEP_BYTES,
+        solve_offsets: bool = False,
     ) -> None:
         self.patch_shape, self.pixel_size_m, self.planned_m = patch_shape, pixel_size_m, planned_m
         self.keep_bytes = keep_bytes
@@ -68,6 +72,12 @@ class RunImage:
         self._builder: MosaicBuilder | None = None
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._kept_bytes = 0
+        self._offsets = OffsetRecord() if solve_offsets else None
+
+    @property
+    def offset_drift(self) -> OffsetDrift | None:
+        """How far solved offsets have led; None where they are not solved."""
+        return None if self._offsets is None else self._offsets.drift()
 
     @property
     def waiting(self) -> int:
@@ -107,7 +117,7 @@ class RunImage:
             if phase_rad is not None and weight is not None:
                 if builder.weight is not weight:
                     builder.set_weight(weight)
-                self.has_phase |= bool(builder.add(phase_rad, position_m).any())
+                phase_rad = self._stitch(builder, phase_rad, position_m)
         for i in np.flatnonzero(source <= _PROVISIONAL).tolist():
             phase = None if phase_rad is None else phase_rad[i].copy()
             self._keep(
@@ -127,9 +137,22 @@ class RunImage:
                 builder.add_values(kept.values[None], measured[None])
                 if kept.phase_rad is not None and kept.weight is not None:
                     builder.set_weight(kept.weight)
-                    self.has_phase |= bool(builder.add(kept.phase_rad[None], measured[None]).any())
+                    self._stitch(builder, kept.phase_rad[None], measured[None])
             elif np.abs(measured - kept.placed_m).max() > REPLACE_PX * self.pixel_size_m:
                 self._move(builder, kept, measured)
+
+    def _stitch(
+        self, builder: MosaicBuilder, phase_rad: NDArray[np.float32], position_m: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """Add patches; returns them as they were added, for they may have to be taken out again."""
+        if self._offsets is None:
+            placed = builder.add(phase_rad, position_m)
+        else:
+            placed, offset = builder.add_levelled(phase_rad, position_m)
+            self._offsets.add(offset[placed], position_m[placed])
+            phase_rad = phase_rad + offset[:, None, None].astype(np.float32)
+        self.has_phase |= bool(placed.any())
+        return phase_rad
 
     def _move(self, builder: MosaicBuilder, kept: _Kept, measured: NDArray[np.float64]) -> None:
         assert kept.placed_m is not None

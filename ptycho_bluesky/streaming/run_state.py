@@ -81,6 +81,8 @@ class RunState:
     models: list[str] = field(default_factory=list)
     residual_share: float = 0.05
     """Part of the run's time that residuals may take."""
+    solve_offsets: bool = False
+    """Whether patches are turned so that they agree with the image under them."""
     active_s: float = field(default_factory=time.monotonic)
     model_errors: dict[str, str] = field(default_factory=dict)
     _canonical: Canonical | None = None
@@ -263,7 +265,7 @@ class RunState:
     def _image_for(self, canonical: Canonical) -> RunImage:
         if self._image is None:
             pixel = self.documents.pixel_size_m or 1.0
-            self._image = RunImage(canonical.shape, pixel, self.documents.planned_m)
+            self._image = RunImage(canonical.shape, pixel, self.documents.planned_m, solve_offsets=self.solve_offsets)
         return self._image
 
     def _model_number(self, model_id: str) -> int:

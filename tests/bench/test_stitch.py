@@ -12,7 +12,7 @@ from ptycho_bluesky.stitching import MosaicBuilder, cosine_weight
 
 
 def test_rows():
-    rows = run(StitchBench(size=16, patches=100, step_px=2.3, rounds=1, seconds=0.0, growth=2))
+    rows = run(StitchBench(size=16, patches=100, step_px=2.3, rounds=1, seconds=0.0, growth=2, offset_frames=60))
     by_name = {row.metric: row for row in rows}
     assert set(by_name) == {
         "stitch_patches_per_s_16",
@@ -21,6 +21,9 @@ def test_rows():
         "stitch_8_patches_and_picture_ms",
         "stitch_cost_after_growing_2x",
         "stitch_error_across_the_wrap",
+        "mosaic_ssim_offsets_solved",
+        "offset_rms",
+        "offset_walk",
     }
     assert all(row.ours > 0 for row in rows)
     error = by_name["stitch_error_across_the_wrap"]

@@ -248,6 +248,20 @@ def test_provisional_positions_are_put_right_while_the_scan_runs(fake_run):
     assert state.ledger.position_source(np.arange(20)).min() == PositionSource.FILE
 
 
+@pytest.mark.parametrize("in_frames", [True, False])
+def test_solved_offsets_make_neighbours_agree_and_say_how_far_they_led(fake_run, in_frames):
+    run = fake_run(positions_in_frames=in_frames, offset_px=3.0)
+    run.write_file()
+    plain = Bench().play(run)
+    solved = Bench(solve_offsets=True).play(run)  # each patch of this model has a constant of its own
+    assert_all_there(solved, run, received=40)
+    covered = plain.mosaic.coverage > 1
+    assert "offset_drift" not in plain.metadata
+    assert solved.metadata["offset_drift"]["patches"] == 40
+    assert solved.metadata["offset_drift"]["rms_rad"] > 0.01
+    assert solved.mosaic.variance[covered].max() < 1e-5 < plain.mosaic.variance[covered].max()
+
+
 def test_a_small_deviation_from_the_plan_moves_nothing(fake_run):
     run = fake_run(positions_in_frames=False, offset_px=0.3)
     run.write_file()
