@@ -171,6 +171,10 @@ class EdgeSettings(_Section):
         le=1,
         description="Part of the time that physics residuals may take; 1 checks every frame, 0 none.",
     )
+    solve_offsets: bool = Field(
+        default=False,
+        description="Turn each patch by the constant phase that makes it agree with the image under it.",
+    )
     share_index: int = Field(default=0, ge=0, description="Which share of the frames this edge reads, from 0.")
     share_count: int = Field(
         default=1, ge=1, description="Edges that share one stream: each reads the ids of its index modulo this."
