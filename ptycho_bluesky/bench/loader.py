@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin
 import numpy as np
 
 from ptycho_bluesky.bench.loader_policies import LoadTask, RankReport, corpus_files, drop_page_cache, run_rank
@@ -20,6 +19,7 @@ from ptycho_bluesky.bench.loader_weights import weights_difference
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.bench.timing import Rates
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.training.label_files import COMPRESSION
 from ptycho_bluesky.training.loading import FrameStore, Schedule
 
 __all__ = ["LoaderBench", "make_corpus", "run"]
@@ -69,9 +69,7 @@ def make_corpus(folder: Path, bench: LoaderBench, num_files: int = 4) -> tuple[s
     for number, rows in enumerate(np.array_split(np.arange(bench.num_frames), num_files)):
         with h5py.File(folder / f"{number:03d}.h5", "w") as file:
             image, phase_rad = (
-                file.create_dataset(
-                    name, (len(rows), size, size), dtype, chunks=(1, size, size), **hdf5plugin.Blosc(cname="lz4")
-                )
+                file.create_dataset(name, (len(rows), size, size), dtype, chunks=(1, size, size), **COMPRESSION)
                 for name, dtype in (("image", np.uint16), ("phase_rad", np.float32))
             )
             for place in range(len(rows)):

@@ -12,10 +12,13 @@ from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
+import h5py
+import hdf5plugin  # noqa: F401 - its import makes the compressions known to HDF5
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.training.loading import DiskLoader, FrameStore, Schedule
+from ptycho_bluesky.training.loading.ahead import ahead
 
 __all__ = ["POLICIES", "LoadTask", "RankReport", "run_rank"]
 
@@ -114,10 +117,16 @@ def _planned(task: LoadTask, rank: int, store: FrameStore) -> Generator[dict[str
 
 
 class _CachedFrames:
-    """A map-style dataset with a least-recently-used cache, as a user would write it around h5py."""
+    """A map-style dataset with a least-recently-used cache, as a user would write it around h5py.
 
-    def __init__(self, store: FrameStore, capacity: int) -> None:
+    ``store`` only counts what is read.
+    """
+
+    def __init__(self, files: Sequence[str], store: FrameStore, capacity: int) -> None:
         self._store, self._capacity = store, capacity
+        self._files = [h5py.File(path, "r") for path in files]
+        self._datasets: list[dict[str, Any]] = [{name: file[name] for name in store.columns} for file in self._files]
+        self._first = np.cumsum([0, *(len(columns["image"]) for columns in self._datasets)])
         self._cache: OrderedDict[int, dict[str, NDArray[Any]]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -127,7 +136,10 @@ class _CachedFrames:
         if row in self._cache:
             self._cache.move_to_end(row)
             return self._cache[row]
-        frame = {name: array[0] for name, array in self._store.read(np.array([row])).items()}
+        number = int(np.searchsorted(self._first, row, side="right")) - 1
+        place = row - self._first[number]
+        frame = {name: dataset[place] for name, dataset in self._datasets[number].items()}
+        self._store.frames_read += 1
         if self._capacity:
             if len(self._cache) >= self._capacity:
                 self._cache.popitem(last=False)
@@ -139,7 +151,7 @@ def _lru(task: LoadTask, rank: int, store: FrameStore) -> Generator[dict[str, ND
     from torch.utils.data import DataLoader
     from torch.utils.data.distributed import DistributedSampler
 
-    frames: Any = _CachedFrames(store, task.buffer_frames)
+    frames: Any = _CachedFrames(task.files, store, task.buffer_frames)
     sampler: Any = DistributedSampler(frames, task.world_size, rank, seed=task.seed)
     loader = DataLoader(frames, task.global_batch // task.world_size, sampler=sampler, num_workers=0)
     sampler.set_epoch(0)
@@ -162,11 +174,15 @@ def _nopfs(task: LoadTask, rank: int, store: FrameStore) -> Generator[dict[str, 
     kept = np.flatnonzero(keeper == rank)
     caches[rank].fill(store, kept, slot[kept])
 
+    def batches() -> Generator[NDArray[np.int64]]:
+        for epoch in range(1, task.num_epochs):
+            for rows in schedule.global_batches(epoch):
+                yield np.array_split(rows, task.world_size)[rank]
+
     def later() -> Generator[dict[str, NDArray[Any]]]:
         try:
-            for epoch in range(1, task.num_epochs):
-                for rows in schedule.global_batches(epoch):
-                    yield _from_keepers(np.array_split(rows, task.world_size)[rank], keeper, slot, caches, store)
+            # its staging buffer is filled in the order of use while the batch before is trained on
+            yield from ahead(batches(), lambda rows: _from_keepers(rows, keeper, slot, caches, store))
         finally:
             for cache in caches:
                 cache.close()

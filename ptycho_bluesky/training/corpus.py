@@ -1,11 +1,13 @@
-"""The corpus: label sets of finished runs on disk, one HDF5 file a run; splits are by run, never frame by frame."""
+"""The corpus: label sets of finished runs on disk, one HDF5 file a run, and a catalog of them."""
 
 from __future__ import annotations
 
-import json
+import fcntl
+import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,22 @@ from numpy.typing import NDArray
 from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.records import LabelSet
+from ptycho_bluesky.training.catalog import COUNTED_FRAMES, Catalog, CatalogEntry, FileCatalog, describe
+from ptycho_bluesky.training.label_files import (
+    COLUMNS,
+    HASHES,
+    frame_hashes,
+    read_header,
+    read_label_set,
+    write_label_set,
+)
 from ptycho_bluesky.trust.light import Light, LightScale
 
-__all__ = ["Corpus", "TrainingArrays", "join_label_sets", "read_label_set", "write_label_set"]
+__all__ = ["Corpus", "TrainingArrays", "join_label_sets", "light_factor", "read_label_set", "write_label_set"]
 
-ARRAYS = ("image", "phase_rad", "amplitude", "position_m", "frame_index", "probe", "weight")
-FORMAT_VERSION = 1
+log = logging.getLogger(__name__)
+
+LOCK_FILE, HASH_FILE = ".lock", "frames.u64"
 SAME_LIGHT = 0.005
 """Relative difference of a run's light up to which its counts stay as they are."""
 
@@ -114,139 +126,254 @@ def join_label_sets(label_sets: Sequence[LabelSet]) -> TrainingArrays:
     )
 
 
-def _at_light_of(reference: LabelSet, labels: LabelSet) -> NDArray[Any]:
-    """Frames of labels at the light of others: the edge scales a run's counts likewise before the network sees them."""
-    light, wanted = (Light.from_dict(each.provenance.get("light")) for each in (labels, reference))
+def light_factor(stated: Mapping[str, Any] | None, reference: Mapping[str, Any] | None) -> float:
+    """Factor that brings counts to the light of others, as the edge scales a run's before the network sees them.
+
+    Parameters
+    ----------
+    stated, reference : mapping or None
+        Light of the counts, and the light wanted (`ptycho_bluesky.trust.light.Light`).
+
+    Returns
+    -------
+    float
+        1 where they hardly differ.
+    """
+    light, wanted = Light.from_dict(stated), Light.from_dict(reference)
     i0 = np.array([np.nan if light.i0 is None else light.i0])
     factor = float(LightScale(wanted, light).factors(i0)[0][0])
-    if abs(factor - 1.0) < SAME_LIGHT:
-        return labels.image
-    return labels.image.astype(np.float32) * np.float32(factor)
+    return 1.0 if abs(factor - 1.0) < SAME_LIGHT else factor
 
 
-def write_label_set(path: Path | str, labels: LabelSet) -> None:
-    """Write a label set to an HDF5 file, which appears whole or not at all.
-
-    Raises
-    ------
-    StorageError
-        The file cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{time.time_ns()}")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for name in ARRAYS:
-                file.create_dataset(name, data=np.asarray(getattr(labels, name)))
-            header = {
-                "format_version": FORMAT_VERSION,
-                "run_uid": labels.run_uid,
-                "pixel_size_m": None if np.isnan(labels.pixel_size_m) else float(labels.pixel_size_m),
-                "geometry": labels.geometry.as_dict() if labels.geometry else None,
-                "provenance": dict(labels.provenance),
-                "written_s": time.time(),
-            }
-            file.attrs["header"] = json.dumps(header, default=str)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"label set {path}: {error}", "free space or name another folder") from error
-
-
-def read_label_set(path: Path | str) -> LabelSet:
-    """Read what `write_label_set` wrote.
-
-    Raises
-    ------
-    InputError
-        The file is missing, damaged, or of a newer format.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            header = _header(file)
-            if header["format_version"] > FORMAT_VERSION:
-                raise InputError(f"label set {path}", "its format is newer than this software", "upgrade")
-            pixel_size_m = header["pixel_size_m"]
-            arrays: dict[str, Any] = {name: np.asarray(file[name]) for name in ARRAYS}
-            return LabelSet(
-                **arrays,
-                pixel_size_m=float("nan") if pixel_size_m is None else float(pixel_size_m),
-                geometry=Geometry.from_dict(header["geometry"]),
-                run_uid=header["run_uid"],
-                provenance=header["provenance"],
-            )
-    except (OSError, KeyError) as error:
-        raise InputError(f"label set {path}: {error}", "an HDF5 file written by this package is needed") from error
-
-
-def _header(file: h5py.File) -> dict[str, Any]:
-    return json.loads(str(file.attrs["header"]))
+def _at_light_of(reference: LabelSet, labels: LabelSet) -> NDArray[Any]:
+    factor = light_factor(labels.provenance.get("light"), reference.provenance.get("light"))
+    return labels.image if factor == 1.0 else labels.image.astype(np.float32) * np.float32(factor)
 
 
 class Corpus:
-    """A folder of label sets.
+    """A folder of label sets that only grows.
+
+    One HDF5 file a run (`ptycho_bluesky.training.label_files`), and a catalog that tells run, area, geometry, regime,
+    dose and acceptance of each, so that a corpus of millions of frames is opened without opening its files.
 
     Parameters
     ----------
     directory : path
         Made when it does not exist.
+    catalog : Catalog, optional
+        By default a file in the folder.
+
+    Notes
+    -----
+    Several processes may add at once. Whoever dies while adding leaves either nothing or a file without an entry,
+    which the next one that looks enters.
     """
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, catalog: Catalog | None = None) -> None:
         self.directory = Path(directory)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"corpus {self.directory}: {error}", "it must be writable") from error
+        self.catalog: Catalog = catalog or FileCatalog(self.directory)
 
-    def add(self, labels: LabelSet) -> bool:
+    def add(
+        self, labels: LabelSet, *, regime: Mapping[str, Any] | None = None, acceptance: Mapping[str, Any] | None = None
+    ) -> bool:
         """Add the labels of a run; adding the same run again changes nothing.
+
+        Frames that the corpus has under another run (data that were ingested twice) are not stored a second time.
+
+        Parameters
+        ----------
+        labels : LabelSet
+        regime : mapping, optional
+            What a model trained on them is for; JSON-able.
+        acceptance : mapping, optional
+            Verdict on the labels; JSON-able.
 
         Returns
         -------
         bool
             False when the run was there already.
+
+        Raises
+        ------
+        InputError
+            Labels without run or frames.
+        StorageError
+            The folder cannot be written.
         """
         if not labels.run_uid:
             raise InputError("labels without a run uid", "the corpus is kept by run", "set run_uid")
         if not len(labels):
             raise InputError(f"labels of {labels.run_uid}", "a label set holds at least one frame")
-        path = self._path(labels.run_uid)
-        if path.exists():
-            return False
-        write_label_set(path, labels)
+        description = {"regime": dict(regime or {}), "acceptance": dict(acceptance or {})}
+        with self._locked(f"adding {labels.run_uid}"):
+            known = self._entries(locked=True)
+            if labels.run_uid in {entry.run_uid for entry in known}:
+                return False
+            hashes = frame_hashes(labels)
+            fresh = self._fresh(hashes)
+            if not fresh.any():
+                owner = self._owner(known, hashes[0])
+                log.info("run %s holds the frames of run %s; they are not stored again", labels.run_uid, owner)
+                entry = describe(labels, "", written_s=time.time(), duplicate_of=owner, **description)
+                self.catalog.append(replace(entry, num_frames=0))
+                return True
+            if not fresh.all():
+                log.info("run %s: %d frames are known and left out", labels.run_uid, np.count_nonzero(~fresh))
+            kept = _rows_of(labels, np.flatnonzero(fresh))
+            path = self._path(labels.run_uid)
+            write_label_set(path, kept, description)
+            self._note(describe(kept, path.name, written_s=time.time(), **description), hashes[fresh])
         return True
 
+    def entries(self) -> list[CatalogEntry]:
+        """What the catalog knows, in the order in which runs were added."""
+        return self._entries()
+
     def runs(self) -> tuple[str, ...]:
-        """Uids of the runs, in the order in which they were added."""
-        return tuple(uid for _, uid, _ in self._entries())
+        """Uids of the runs with frames of their own, in the order in which they were added."""
+        return tuple(entry.run_uid for entry in self._entries() if entry.num_frames)
 
     def files(self) -> list[Path]:
         """Files of the runs, in the order in which they were added."""
-        return [path for _, _, path in self._entries()]
+        return [self.directory / entry.file for entry in self._entries() if entry.num_frames]
 
-    def _entries(self) -> list[tuple[float, str, Path]]:
-        entries = []
-        for path in self.directory.glob("*.h5"):
-            try:
-                with h5py.File(path, "r") as file:
-                    header = _header(file)
-                    entries.append((float(header["written_s"]), str(header["run_uid"]), path))
-            except (OSError, KeyError) as error:
-                raise InputError(
-                    f"label set {path}: {error}", "an HDF5 file written by this package is needed", "remove the file"
-                ) from error
-        return sorted(entries)
+    def select(self, runs: Sequence[str] | None = None) -> list[CatalogEntry]:
+        """Entries of runs (all by default) in the order given, each label set once.
 
-    def read(self, run_uid: str) -> LabelSet:
-        """Labels of one run."""
-        if not self._path(run_uid).exists():
-            raise InputError(f"run {run_uid}", f"it has no labels in {self.directory}")
-        return read_label_set(self._path(run_uid))
+        Raises
+        ------
+        InputError
+            A run is not in the corpus.
+        """
+        entries = {entry.run_uid: entry for entry in self._entries()}
+        if runs is None:
+            return [entry for entry in entries.values() if entry.num_frames]
+        found: dict[str, CatalogEntry] = {}
+        for uid in runs:
+            if uid not in entries:
+                raise InputError(f"run {uid}", f"it has no labels in {self.directory}")
+            entry = entries[entries[uid].duplicate_of or uid]
+            found[entry.run_uid] = entry
+        return list(found.values())
 
-    def load(self, runs: Sequence[str] | None = None) -> TrainingArrays:
-        """Join the labels of runs (all by default), in the order given; see `join_label_sets`."""
-        return join_label_sets([self.read(uid) for uid in (self.runs() if runs is None else runs)])
+    def read(self, run_uid: str, rows: NDArray[np.int64] | None = None) -> LabelSet:
+        """Labels of one run, or some frames of them."""
+        entry = self.select([run_uid])[0]
+        return read_label_set(self.directory / entry.file, rows)
+
+    def load(
+        self, runs: Sequence[str] | None = None, rows: Mapping[str, NDArray[np.int64]] | None = None
+    ) -> TrainingArrays:
+        """Join the labels of runs (all by default), in the order given; see `join_label_sets`.
+
+        Parameters
+        ----------
+        runs : sequence of str, optional
+        rows : mapping, optional
+            Rows to read of some runs (`ptycho_bluesky.training.splits.rehearsal_rows`); of the others all.
+        """
+        chosen = [entry.run_uid for entry in self.select(runs)]
+        wanted = {} if rows is None else rows
+        return join_label_sets([self.read(uid, wanted.get(uid)) for uid in chosen])
+
+    @contextmanager
+    def _locked(self, purpose: str) -> Iterator[None]:
+        """One process adds at a time."""
+        try:
+            with (self.directory / LOCK_FILE).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"corpus {self.directory}, {purpose}: {error}", "the folder must stay where it is"
+            ) from error
+
+    def _entries(self, *, locked: bool = False) -> list[CatalogEntry]:
+        """Entries whose files are there; files without an entry are entered first."""
+        present = {path.name for path in self.directory.glob("*.h5")}
+        entries = self._present(present)
+        missing = present - {entry.file for entry in entries}
+        if not missing:
+            return entries
+        if not locked:
+            with self._locked("cataloguing"):
+                return self._entries(locked=True)
+        for path in sorted((self.directory / name for name in missing), key=_written_s):
+            self._note(*_described(path))
+        return self._present(present)
+
+    def _present(self, files: set[str]) -> list[CatalogEntry]:
+        """Entries of these files and of duplicates; of two for one file, the later one."""
+        found = {entry.run_uid: entry for entry in self.catalog.entries()}
+        stored = [entry for entry in found.values() if entry.file in files or entry.duplicate_of]
+        return sorted(stored, key=lambda entry: entry.written_s)
+
+    def _note(self, entry: CatalogEntry, hashes: NDArray[np.uint64]) -> None:
+        """Hashes first: an entry tells that they are there."""
+        try:
+            with (self.directory / HASH_FILE).open("ab") as file:
+                file.write(hashes.astype("<u8").tobytes())
+        except OSError as error:
+            raise StorageError(f"corpus {self.directory}: {error}", "free space or name another folder") from error
+        self.catalog.append(entry)
+
+    def _fresh(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which frames are new: neither in the corpus, nor twice in this set."""
+        path = self.directory / HASH_FILE
+        known = np.fromfile(path, dtype="<u8", count=path.stat().st_size // 8) if path.exists() else np.zeros(0, "<u8")
+        first = np.zeros(len(hashes), dtype=np.bool_)
+        first[np.unique(hashes, return_index=True)[1]] = True
+        return first & ~np.isin(hashes, known)
+
+    def _owner(self, entries: Sequence[CatalogEntry], frame: np.uint64) -> str:
+        """Run that holds a frame; looked up only where a whole run is known already."""
+        for entry in reversed(entries):
+            if entry.num_frames:
+                with h5py.File(self.directory / entry.file, "r") as file:
+                    hashes = file.get(HASHES)
+                    known = frame_hashes(read_label_set(file.filename)) if hashes is None else hashes[()]  # pyright: ignore[reportIndexIssue]
+                if np.isin(frame, known):
+                    return entry.run_uid
+        raise InputError(
+            f"corpus {self.directory}", "the hashes of its frames belong to its files", f"delete {HASH_FILE}"
+        )
 
     def _path(self, run_uid: str) -> Path:
         return self.directory / f"{re.sub(r'[^A-Za-z0-9._-]', '_', run_uid)}.h5"
+
+
+def _rows_of(labels: LabelSet, rows: NDArray[np.int64]) -> LabelSet:
+    if len(rows) == len(labels):
+        return labels
+    return replace(labels, **{name: np.asarray(getattr(labels, name))[rows] for name in COLUMNS})
+
+
+def _described(path: Path) -> tuple[CatalogEntry, NDArray[np.uint64]]:
+    """Entry and hashes of a file that has none in the catalog; of its frames a part is read."""
+    with h5py.File(path, "r") as file:
+        header = read_header(file)
+        stored = file.get(HASHES)
+        hashes = stored[()] if isinstance(stored, h5py.Dataset) else None
+        position_m = np.asarray(file["position_m"])
+    if hashes is None:  # written by an earlier version
+        hashes = frame_hashes(read_label_set(path))
+    part = read_label_set(path, np.arange(0, len(position_m), max(1, len(position_m) // COUNTED_FRAMES)))
+    stated = {"regime": {}, "acceptance": {}, **header.get("description", {})}
+    entry = describe(
+        part, path.name, stated["regime"], stated["acceptance"], float(header["written_s"]), position_m=position_m
+    )
+    return entry, hashes
+
+
+def _written_s(path: Path) -> float:
+    try:
+        with h5py.File(path, "r") as file:
+            return float(read_header(file)["written_s"])
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"label set {path}: {error}", "an HDF5 file written by this package is needed", "remove the file"
+        ) from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import h5py
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from ptycho_bluesky.errors import InputError, StorageError
-from ptycho_bluesky.training.corpus import Corpus, join_label_sets, read_label_set
+from ptycho_bluesky.training.corpus import Corpus, join_label_sets, read_label_set, write_label_set
 
 
 def test_label_set_survives_the_disk(tmp_path, labels_a):
@@ -81,3 +82,73 @@ def test_unwritable_folder_is_named(tmp_path, labels_a):
     (tmp_path / "gone").rmdir()
     with pytest.raises(StorageError, match="run-1"):
         corpus.add(labels_a)
+
+
+def test_frames_are_chunks_and_the_catalog_tells_what_is_in_a_file(tmp_path, labels_a):
+    corpus = Corpus(tmp_path)
+    corpus.add(labels_a, regime={"key": "r"}, acceptance={"accepted": True})
+    with h5py.File(tmp_path / "run-1.h5") as file:
+        for name in ("image", "phase_rad", "amplitude"):
+            assert file[name].chunks == (1, 64, 64)
+        assert file["image"].id.get_storage_size() < 0.6 * labels_a.image.nbytes
+    (entry,) = Corpus(tmp_path).entries()
+    assert (entry.run_uid, entry.num_frames, entry.image_shape, entry.patch_shape) == ("run-1", 96, (64, 64), (64, 64))
+    assert (entry.regime, entry.acceptance) == ({"key": "r"}, {"accepted": True})
+    assert entry.dose["mean_counts"] == pytest.approx(labels_a.image.sum(axis=(1, 2)).mean())
+    assert 0 < entry.dose["counts_per_nm2"] < np.inf
+    assert entry.area["y_m"] == pytest.approx([labels_a.position_m[:, 0].min(), labels_a.position_m[:, 0].max()])
+    rows = np.array([3, 7])
+    part = corpus.read("run-1", rows)
+    np.testing.assert_array_equal(part.image, labels_a.image[rows])
+    np.testing.assert_array_equal(part.position_m, labels_a.position_m[rows])
+    assert part.probe.shape == labels_a.probe.shape
+
+
+def test_a_lost_or_cut_catalog_is_made_anew(tmp_path, labels_a, labels_b):
+    corpus = Corpus(tmp_path)
+    corpus.add(labels_a, regime={"key": "r"})
+    corpus.add(labels_b)
+    catalog = tmp_path / "catalog.jsonl"
+    entries = corpus.entries()
+    content = catalog.read_bytes()
+    for damaged in (b"", content[: len(content) // 3], content[:-20]):
+        catalog.write_bytes(damaged)
+        again = Corpus(tmp_path)
+        assert again.runs() == ("run-1", "run-2")
+        for one, other in zip(entries, again.entries(), strict=True):
+            assert (one.num_frames, one.regime, one.area) == (other.num_frames, other.regime, other.area)
+            assert one.dose["mean_counts"] == pytest.approx(other.dose["mean_counts"])
+
+
+def test_frames_known_from_another_run_are_not_stored_twice(tmp_path, labels_a):
+    corpus = Corpus(tmp_path)
+    corpus.add(labels_a)
+    assert corpus.add(replace(labels_a, run_uid="again"))
+    assert not corpus.add(replace(labels_a, run_uid="again"))
+    assert corpus.runs() == ("run-1",)
+    assert len(corpus.load(["run-1", "again"])) == len(labels_a)
+    np.testing.assert_array_equal(corpus.read("again").image, labels_a.image)
+    more = {name: np.concatenate([getattr(labels_a, name)] * 2) for name in ("image", "phase_rad", "amplitude")}
+    more |= {"position_m": np.concatenate([labels_a.position_m] * 2), "frame_index": np.arange(2 * len(labels_a))}
+    corpus.add(replace(labels_a, run_uid="longer", **more))
+    np.testing.assert_array_equal(corpus.read("longer").frame_index, np.arange(96, 192))
+    twice = {**more, "image": more["image"] + 1, "frame_index": np.tile(np.arange(96), 2)}
+    corpus.add(replace(labels_a, run_uid="twice", **twice))
+    assert len(corpus.read("twice")) == 96
+
+
+def test_a_file_of_the_first_format_is_read(tmp_path, labels_a):
+    write_label_set(tmp_path / "new.h5", labels_a)
+    with h5py.File(tmp_path / "new.h5") as new, h5py.File(tmp_path / "run-1.h5", "w") as old:
+        header = json.loads(new.attrs["header"])
+        del header["description"]
+        old.attrs["header"] = json.dumps({**header, "format_version": 1})
+        for name in new:
+            if name != "frame_hash":
+                old[name] = new[name][()]
+    (tmp_path / "new.h5").unlink()
+    corpus = Corpus(tmp_path)
+    assert corpus.runs() == ("run-1",)
+    np.testing.assert_array_equal(corpus.read("run-1").phase_rad, labels_a.phase_rad)
+    assert corpus.add(replace(labels_a, run_uid="again"))
+    assert corpus.runs() == ("run-1",)

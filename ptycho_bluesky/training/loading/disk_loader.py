@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -13,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.training.loading.ahead import ahead
 from ptycho_bluesky.training.loading.ranges import FrameStore
 from ptycho_bluesky.training.loading.schedule import Schedule, Step
 
 __all__ = ["DiskLoader", "LoadedBatch", "LoaderCounts"]
-
-POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class DiskLoader:
         return self._batches(steps, buffer)
 
     def _batches(self, steps: Iterator[Step], buffer: _Buffer) -> Iterator[LoadedBatch]:
-        for window, fresh, read_rows in _ahead(self._windows(steps), self._read):
+        for window, fresh, read_rows in ahead(self._windows(steps), self._read):
             for step in window:
                 arrays = self._gather(step, buffer, fresh, read_rows)
                 self.counts.frames += len(step.rows)
@@ -127,11 +124,12 @@ class DiskLoader:
     ) -> dict[str, NDArray[Any]]:
         """Put a batch together from buffer and disk, then let the buffer follow the plan."""
         arrays = self.store.empty(len(step.rows))
-        slots = buffer.slots(step.rows[step.held])
-        at = np.searchsorted(read_rows, step.rows[~step.held])
+        held, missing = np.flatnonzero(step.held), np.flatnonzero(~step.held)
+        slots = buffer.slots(step.rows[held])
+        at = np.searchsorted(read_rows, step.rows[missing])
         for name, array in arrays.items():
-            array[step.held] = buffer.arrays[name][slots]
-            array[~step.held] = fresh[name][at]
+            _copy_rows(array, held, buffer.arrays[name], slots)
+            _copy_rows(array, missing, fresh[name], at)
         buffer.evict(step.evict)
         buffer.keep(step.keep, fresh, np.searchsorted(read_rows, step.keep))
         return arrays
@@ -156,12 +154,18 @@ class _Buffer:
         slots = [self._free.pop() for _ in range(len(rows))]
         self._slot.update(zip(rows.tolist(), slots, strict=True))
         for name, array in self.arrays.items():
-            array[slots] = source[name][at]
+            _copy_rows(array, np.array(slots, dtype=np.int64), source[name], at)
 
     def fill(self, rows: NDArray[np.int64]) -> None:
         """Read the frames that an interrupted training held."""
         if len(rows):
             self.keep(rows, self._store.read(rows), np.arange(len(rows)))
+
+
+def _copy_rows(target: NDArray[Any], places: NDArray[np.int64], source: NDArray[Any], rows: NDArray[np.int64]) -> None:
+    """Set ``target[places] = source[rows]`` without the copy between that indexing both sides makes."""
+    for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+        target[place] = source[row]
 
 
 def _contents(steps: Iterable[Step]) -> NDArray[np.int64]:
@@ -171,39 +175,3 @@ def _contents(steps: Iterable[Step]) -> NDArray[np.int64]:
         held.difference_update(step.evict.tolist())
         held.update(step.keep.tolist())
     return np.array(sorted(held), dtype=np.int64)
-
-
-def _ahead(items: Iterator[Any], work: Any) -> Iterator[Any]:
-    """Results of ``work(item)`` in order, each computed in a thread while the one before it is used."""
-    done: queue.Queue[Any] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-    end = object()
-
-    def put(value: Any) -> None:
-        while not stop.is_set():
-            try:
-                done.put(value, timeout=POLL_S)
-                return
-            except queue.Full:
-                continue
-
-    def run() -> None:
-        try:
-            for item in items:
-                if stop.is_set():
-                    return
-                put(work(item))
-            put(end)
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the batches are used
-            put(error)
-
-    thread = threading.Thread(target=run, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        while (value := done.get()) is not end:
-            if isinstance(value, BaseException):
-                raise value
-            yield value
-    finally:
-        stop.set()
-        thread.join()

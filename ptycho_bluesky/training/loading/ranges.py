@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.loading.page_cache import BLOCK_BYTES, RowBytes, merged_spans, read_through
+from ptycho_bluesky.training.loading.chunks import RowTable, read_rows, row_table
 
 __all__ = ["FrameStore", "merge_ranges"]
 
 LABEL_SET_COLUMNS = ("image", "phase_rad")
-FEWEST_ROWS_AT_ONCE = 4
+MAX_OPEN_FILES = 128
+"""Files open at a time: a corpus may have more of them than a process may open."""
 
 
 def merge_ranges(rows: NDArray[np.int64], max_gap: int = 0) -> NDArray[np.int64]:
@@ -52,8 +55,24 @@ def merge_ranges(rows: NDArray[np.int64], max_gap: int = 0) -> NDArray[np.int64]
     return np.stack([first, last + 1], axis=1)
 
 
+@dataclass
+class _Opened:
+    """A file that is being read; of one whose rows are read by their bytes, HDF5 itself has no need any more."""
+
+    descriptor: int
+    file: h5py.File | None
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        if self.file is not None:
+            self.file.close()
+
+
 class FrameStore:
     """Rows of the same datasets in several files, numbered through.
+
+    Rows that HDF5 stores contiguously, or one a chunk and uncompressed or by Blosc, are read by their bytes
+    (`ptycho_bluesky.training.loading.chunks`); others by h5py in merged ranges.
 
     Parameters
     ----------
@@ -62,60 +81,76 @@ class FrameStore:
     columns : sequence of str
         Datasets to read; in every file their first axes are equally long, the others alike.
     max_gap : int
-        See `merge_ranges`.
+        See `merge_ranges`; of rows that are read by h5py.
+    rows : ndarray of int64, optional
+        Strictly rising: of all rows only these are in the store, numbered through anew.
 
     Attributes
     ----------
     frames_read : int
         Rows that were asked for and read, over the store's life.
-    frames_read_along : int
-        Rows in gaps that were read though nobody asked.
     calls : int
-        Reads of one range of one dataset.
+        Reads of a block of bytes, or of one range of one dataset.
 
     Raises
     ------
     InputError
         A file or dataset is missing, or they differ in shape or type.
+
+    Notes
+    -----
+    At most `MAX_OPEN_FILES` files are open. What stays in memory of a file that was read is 13 bytes a row and column.
     """
 
     def __init__(
-        self, files: Sequence[Path | str], columns: Sequence[str] = LABEL_SET_COLUMNS, max_gap: int = 0
+        self,
+        files: Sequence[Path | str],
+        columns: Sequence[str] = LABEL_SET_COLUMNS,
+        max_gap: int = 0,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         if not files:
             raise InputError("no files", "a corpus holds at least one label set")
-        self._files = [_opened(Path(path)) for path in files]
         self.columns, self.max_gap = tuple(columns), max_gap
         self.shapes: Mapping[str, tuple[int, ...]]
         self.dtypes: Mapping[str, np.dtype[Any]]
-        sizes = [self._check(file) for file in self._files]
-        self._first = np.concatenate([[0], np.cumsum(sizes)])
-        self.frames_read = self.frames_read_along = self.calls = 0
-        self._bytes = [[RowBytes(_dataset(file, name)) for name in self.columns] for file in self._files]
-        self._descriptors = [os.open(file.filename, os.O_RDONLY) for file in self._files]
-        self._scratch = bytearray(BLOCK_BYTES)
+        self._paths = [Path(path) for path in files]
+        self._first = np.concatenate([[0], np.cumsum([self._check(path) for path in self._paths])])
+        self._tables: dict[int, dict[str, RowTable] | None] = {}
+        self._open: OrderedDict[int, _Opened] = OrderedDict()
+        self._closed = False
+        self._rows = rows
+        if rows is not None and len(rows) and not 0 <= rows[0] <= rows[-1] < self._first[-1]:
+            raise InputError(f"rows {rows[0]} to {rows[-1]}", f"the files have {self._first[-1]}")
+        self.frames_read = self.calls = 0
 
-    def _check(self, file: h5py.File) -> int:
+    def _check(self, path: Path) -> int:
         sizes: set[int] = set()
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, np.dtype[Any]] = {}
-        for name in self.columns:
-            found = _dataset(file, name)
-            sizes.add(found.shape[0])
-            shapes[name], dtypes[name] = tuple(found.shape[1:]), found.dtype
+        with _opened(path) as file:
+            for name in self.columns:
+                found = _dataset(file, name)
+                sizes.add(found.shape[0])
+                shapes[name], dtypes[name] = tuple(found.shape[1:]), found.dtype
         if len(sizes) != 1:
-            raise InputError(f"{file.filename}: datasets of {sorted(sizes)} rows", "every frame has one label")
+            raise InputError(f"{path}: datasets of {sorted(sizes)} rows", "every frame has one label")
         known = getattr(self, "shapes", shapes), getattr(self, "dtypes", dtypes)
         if known != (shapes, dtypes):
             raise InputError(
-                f"{file.filename}: rows {shapes} of {dtypes}", f"the files before have {known[0]} of {known[1]}",
+                f"{path}: rows {shapes} of {dtypes}", f"the files before have {known[0]} of {known[1]}",
                 "load each geometry by itself",
             )  # fmt: skip
         self.shapes, self.dtypes = shapes, dtypes
         return sizes.pop()
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self._first[-1]) if self._rows is None else len(self._rows)
+
+    def file_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of the file that each row is in."""
+        rows = rows if self._rows is None else self._rows[rows]
+        return np.searchsorted(self._first, rows, side="right") - 1
 
     def empty(self, num_frames: int) -> dict[str, NDArray[Any]]:
         """Uninitialised arrays for so many rows."""
@@ -132,31 +167,39 @@ class FrameStore:
         Returns
         -------
         dict of str to ndarray, shape (n, ...)
+
+        Raises
+        ------
+        InputError
+            The store is closed, a row is not in it, or a file was cut.
         """
-        if not self._descriptors:
+        if self._closed:
             raise InputError("a closed store", "it is read while it is open")
         if len(rows) and not 0 <= rows[0] <= rows[-1] < len(self):
             raise InputError(f"rows {rows[0]} to {rows[-1]}", f"the store has {len(self)}")
-        out = self.empty(len(rows))
-        done = 0
-        for number, file in enumerate(self._files):
-            first, behind = self._first[number], self._first[number + 1]
-            here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, behind)] - first
-            if len(here):
-                self._read_bytes(number, here)
-                self._read_file(file, here, {name: array[done : done + len(here)] for name, array in out.items()})
-                done += len(here)
+        wanted = rows if self._rows is None else self._rows[rows]
+        out = self.empty(len(wanted))
+        cuts = np.searchsorted(wanted, self._first)
+        for number in np.flatnonzero(np.diff(cuts)).tolist():
+            part = slice(cuts[number], cuts[number + 1])
+            self._read_file(number, wanted[part] - self._first[number], {name: out[name][part] for name in out})
         self.frames_read += len(rows)
         return out
 
-    def _read_bytes(self, number: int, rows: NDArray[np.int64]) -> None:
-        """Have the rows in the page cache before HDF5 asks for one after the other."""
-        if len(rows) < FEWEST_ROWS_AT_ONCE:
-            return
-        spans = merged_spans(self._bytes[number], rows)
-        read_through(self._descriptors[number], spans, self._scratch)
+    def _read_file(self, number: int, rows: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> None:
+        opened = self._opened(number)
+        tables = self._tables[number]
+        try:
+            if tables is not None:
+                self.calls += read_rows(opened.descriptor, tables, rows, out)
+            elif opened.file is not None:
+                self._read_ranges(opened.file, rows, out)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"label set {self._paths[number]}: {error}", "the file must be whole", "remove it"
+            ) from error
 
-    def _read_file(self, file: h5py.File, rows: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> None:
+    def _read_ranges(self, file: h5py.File, rows: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> None:
         done = 0
         for first, behind in merge_ranges(rows, self.max_gap).tolist():
             wanted = rows[done : np.searchsorted(rows, behind)] - first
@@ -167,15 +210,34 @@ class FrameStore:
                 else:
                     out[name][done : done + len(wanted)] = dataset[first:behind][wanted]
             self.calls += len(self.columns)
-            self.frames_read_along += behind - first - len(wanted)
             done += len(wanted)
+
+    def _opened(self, number: int) -> _Opened:
+        """A file, opened when it is first needed; the one longest unused is closed for it."""
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        if len(self._open) >= MAX_OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        path = self._paths[number]
+        file: h5py.File | None = None
+        if self._tables.get(number) is None:
+            file = _opened(path)
+            if number not in self._tables:
+                found = {name: row_table(_dataset(file, name)) for name in self.columns}
+                known = {name: table for name, table in found.items() if table is not None}
+                self._tables[number] = known if len(known) == len(found) else None
+            if self._tables[number] is not None:
+                file.close()
+                file = None
+        self._open[number] = _Opened(os.open(path, os.O_RDONLY), file)
+        return self._open[number]
 
     def close(self) -> None:
         """Close the files."""
-        for file in self._files:
-            file.close()
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        self._closed = True
+        while self._open:
+            self._open.popitem()[1].close()
 
 
 def _opened(path: Path) -> h5py.File:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import h5py
+import hdf5plugin
 import numpy as np
 import pytest
 import torch
@@ -66,7 +67,66 @@ def test_the_store_reads_across_files(files, max_gap):
     np.testing.assert_array_equal(arrays["image"][:, 1, 2], rows)
     np.testing.assert_array_equal(arrays["phase_rad"][:, 0, 1], rows)
     assert store.frames_read == len(rows)
-    assert store.frames_read_along == (0 if max_gap == 0 else 4)
+    store.close()
+
+
+LAYOUTS = {
+    "contiguous": {},
+    "chunks": {"chunks": (1, 24, 24)},
+    "blosc": {"chunks": (1, 24, 24), **hdf5plugin.Blosc(cname="lz4", shuffle=hdf5plugin.Blosc.BITSHUFFLE)},
+    "zstd": {"chunks": (1, 24, 24), **hdf5plugin.Blosc(cname="zstd")},
+    "gzip": {"chunks": (1, 24, 24), "compression": "gzip"},
+    "several rows a chunk": {"chunks": (4, 24, 24), **hdf5plugin.Blosc()},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_reads_as_hdf5_reads_it(tmp_path, layout):
+    rng = np.random.default_rng(3)
+    image = rng.poisson(2.0, (30, 24, 24)).astype(np.uint16)
+    image[7] = rng.integers(0, 65536, (24, 24))  # does not shrink: stored as it is
+    phase = rng.normal(size=(30, 24, 24)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, value in (("image", image), ("phase_rad", phase)):
+            dataset = file.create_dataset(name, value.shape, value.dtype, **LAYOUTS[layout])
+            dataset[: 20 if layout == "blosc" else 30] = value[: 20 if layout == "blosc" else 30]
+    store = FrameStore([tmp_path / "a.h5"])
+    rows = np.array([0, 1, 5, 6, 7, 8, 20, 29])
+    arrays = store.read(rows)
+    store.close()
+    if layout == "blosc":  # rows that were never written are zeros
+        image[20:], phase[20:] = 0, 0
+    np.testing.assert_array_equal(arrays["image"], image[rows])
+    np.testing.assert_array_equal(arrays["phase_rad"], phase[rows])
+
+
+def test_neighbours_are_read_at_once_and_a_cut_file_is_named(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in ("image", "phase_rad"):
+            file.create_dataset(name, data=np.ones((64, 16, 16), np.float32), chunks=(1, 16, 16), **hdf5plugin.Blosc())
+    store = FrameStore([tmp_path / "a.h5"])
+    store.read(np.arange(0, 64, 2))
+    assert store.calls == 1
+    content = (tmp_path / "a.h5").read_bytes()
+    (tmp_path / "a.h5").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"a\.h5"):
+        store.read(np.arange(64))
+    store.close()
+
+
+def test_more_files_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("ptycho_bluesky.training.loading.ranges.MAX_OPEN_FILES", 2)
+    paths = [tmp_path / f"{number}.h5" for number in range(7)]
+    for number, path in enumerate(paths):
+        with h5py.File(path, "w") as file:
+            file["image"] = np.full((3, 2, 2), number, np.uint16)
+            file["phase_rad"] = np.full((3, 2, 2), number, np.float32)
+    store = FrameStore(paths, rows=np.array([0, 4, 5, 12, 20]))
+    assert len(store) == 5
+    for _ in range(2):
+        np.testing.assert_array_equal(store.read(np.arange(5))["image"][:, 0, 0], [0, 1, 1, 4, 6])
+        assert len(store._open) <= 2
+    np.testing.assert_array_equal(store.file_of(np.array([1, 4])), [1, 6])
     store.close()
 
 

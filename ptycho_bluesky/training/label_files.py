@@ -1,0 +1,150 @@
+"""Label sets as HDF5 files: one chunk a frame, compressed, so that single frames and ranges are read by their bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_bluesky.errors import InputError, StorageError
+from ptycho_bluesky.geometry import Geometry
+from ptycho_bluesky.records import LabelSet
+
+__all__ = ["COMPRESSION", "frame_hashes", "read_header", "read_label_set", "write_label_set"]
+
+BY_FRAME = ("image", "phase_rad", "amplitude")
+ARRAYS = (*BY_FRAME, "position_m", "frame_index", "probe", "weight")
+COLUMNS = (*BY_FRAME, "position_m", "frame_index")
+FORMAT_VERSION = 2
+"""1: contiguous datasets without `HASHES`; read as well."""
+HASHES = "frame_hash"
+COMPRESSION = hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=hdf5plugin.Blosc.BITSHUFFLE)
+"""Counts shrink to about a fifth, phases to four fifths; unpacking a frame of 128 pixels takes about 15 µs."""
+
+
+def frame_hashes(labels: LabelSet) -> NDArray[np.uint64]:
+    """Name of every frame by its content and its number in the run, shape (n,): what is known under it is not new."""
+    image = np.ascontiguousarray(labels.image)
+    kind = f"{image.dtype.str}{image.shape[1:]}".encode()
+    found = np.empty(len(image), dtype=np.uint64)
+    for row, index in enumerate(np.asarray(labels.frame_index).tolist()):
+        digest = hashlib.blake2b(image[row].data, digest_size=8, key=kind[:64])
+        digest.update(int(index).to_bytes(8, "little", signed=True))
+        found[row] = int.from_bytes(digest.digest(), "little")
+    return found
+
+
+def write_label_set(path: Path | str, labels: LabelSet, description: Mapping[str, Any] | None = None) -> None:
+    """Write a label set to an HDF5 file, which appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+    labels : LabelSet
+    description : mapping, optional
+        JSON-able; kept in the file's header (`ptycho_bluesky.training.catalog` puts regime and acceptance there).
+
+    Raises
+    ------
+    StorageError
+        The file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{time.time_ns()}")
+    try:
+        with h5py.File(temporary, "w") as file:
+            _write_frames(file, labels)
+            for name in ARRAYS:
+                if name not in file:
+                    file.create_dataset(name, data=np.asarray(getattr(labels, name)))
+            file.create_dataset(HASHES, data=frame_hashes(labels))
+            header = {
+                "format_version": FORMAT_VERSION,
+                "run_uid": labels.run_uid,
+                "pixel_size_m": None if np.isnan(labels.pixel_size_m) else float(labels.pixel_size_m),
+                "geometry": labels.geometry.as_dict() if labels.geometry else None,
+                "provenance": dict(labels.provenance),
+                "description": dict(description or {}),
+                "written_s": time.time(),
+            }
+            file.attrs["header"] = json.dumps(header, default=str)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"label set {path}: {error}", "free space or name another folder") from error
+
+
+def _write_frames(file: h5py.File, labels: LabelSet) -> None:
+    """Frame and phase side by side, since they are read together; amplitudes, which few networks read, behind them."""
+    datasets: dict[str, h5py.Dataset] = {}
+    for name in BY_FRAME:
+        value = np.asarray(getattr(labels, name))
+        if value.ndim != 3 or not value.size:
+            continue
+        datasets[name] = file.create_dataset(
+            name, value.shape, value.dtype, chunks=(1, *value.shape[1:]), **COMPRESSION
+        )
+    for names in (BY_FRAME[:2], BY_FRAME[2:]):
+        for row in range(len(labels)):
+            for name in names:
+                if name in datasets:
+                    datasets[name][row] = getattr(labels, name)[row]
+
+
+def read_label_set(path: Path | str, rows: NDArray[Any] | None = None) -> LabelSet:
+    """Read what `write_label_set` wrote.
+
+    Parameters
+    ----------
+    path : path
+    rows : ndarray of int64, optional
+        Strictly rising: read these frames alone.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, or of a newer format.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            header = read_header(file)
+            if header["format_version"] > FORMAT_VERSION:
+                raise InputError(f"label set {path}", "its format is newer than this software", "upgrade")
+            pixel_size_m = header["pixel_size_m"]
+            arrays: dict[str, Any] = {name: _read(file, name, rows) for name in ARRAYS}
+            return LabelSet(
+                **arrays,
+                pixel_size_m=float("nan") if pixel_size_m is None else float(pixel_size_m),
+                geometry=Geometry.from_dict(header["geometry"]),
+                run_uid=header["run_uid"],
+                provenance=header["provenance"],
+            )
+    except (OSError, KeyError) as error:
+        raise InputError(f"label set {path}: {error}", "an HDF5 file written by this package is needed") from error
+
+
+def _read(file: h5py.File, name: str, rows: NDArray[Any] | None) -> NDArray[Any]:
+    """A dataset, of the frames' own ones only some rows."""
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise KeyError(name)
+    return np.asarray(dataset[()] if rows is None or name not in COLUMNS else dataset[rows])
+
+
+def read_header(file: h5py.File) -> dict[str, Any]:
+    """Header of an open label-set file.
+
+    Raises
+    ------
+    KeyError
+        It has none.
+    """
+    return json.loads(str(file.attrs["header"]))
