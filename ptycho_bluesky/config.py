@@ -22,12 +22,14 @@ __all__ = [
     "EdgeSettings",
     "EpicsSettings",
     "GeometrySettings",
+    "LabelSettings",
     "ReconstructSettings",
     "Settings",
     "TiledSettings",
     "TrainSettings",
     "WorkerSettings",
     "ZmqSettings",
+    "load_calibration",
     "load_settings",
 ]
 
@@ -200,6 +202,22 @@ class EdgeSettings(_Section):
         return self.share_index, self.share_count
 
 
+class LabelSettings(_Section):
+    """What the labels of a scan must pass before they teach (docs: labels)."""
+
+    max_ratio: float = Field(
+        default=1.5, ge=1.0, description="Largest error of the frames left out, in units of that of the frames used."
+    )
+    min_explained: float = Field(
+        default=0.65, ge=0.0, le=1.0, description="Smallest part of their variation that the reconstruction explains."
+    )
+    min_agreement: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="Smallest correlation of the objects of two half-scans."
+    )
+    min_held_out: float = Field(default=0.05, gt=0.0, le=0.5, description="Part of the frames that must be left out.")
+    half_passes: int = Field(default=10, ge=1, description="Passes of each half-scan.")
+
+
 class ReconstructSettings(_Section):
     """Iterative reconstruction of finished runs."""
 
@@ -208,6 +226,7 @@ class ReconstructSettings(_Section):
     batch_size: int = Field(default=32, ge=1)
     probe_modes: int = Field(default=1, ge=1)
     seed: int = 0
+    labels: LabelSettings = LabelSettings()
 
 
 class TrainSettings(_Section):
@@ -229,11 +248,27 @@ class TrainSettings(_Section):
 class WorkerSettings(_Section):
     """The HPC side."""
 
-    executor: Literal["processes", "inline"] = "processes"
-    max_workers: int = Field(default=1, ge=1)
-    retries: int = Field(default=3, ge=0)
+    executor: Literal["processes", "inline", "dask", "parsl", "globus"] = Field(
+        default="processes", description="Where stages are computed (docs: clusters)."
+    )
+    max_workers: int = Field(default=2, ge=1, description="Processes of this machine, with executor 'processes'.")
+    executor_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Options of the executor: address, configuration file, endpoint (docs: clusters).",
+    )
+    max_in_flight: int = Field(
+        default=2, ge=1, description="Runs worked on at once: one is labelled while another is trained on."
+    )
+    retries: int = Field(default=3, ge=0, description="How often a stage that fails is repeated.")
+    max_crashes: int = Field(
+        default=10,
+        ge=0,
+        description="A run during one stage of which the worker died more often than this is given up.",
+    )
     catch_up_period_s: float = Field(default=30.0, gt=0)
     min_frames: int = Field(default=50, ge=1, description="Runs with fewer frames are skipped.")
+    prefix: str = Field(default="PTY:worker1:", description="Prefix of the process variables that the worker serves.")
+    serve_pvs: bool = Field(default=True, description="Serve status and decisions on pvAccess.")
     update: Literal["every_run", "on_mismatch"] = Field(
         default="every_run",
         description="Learn from every run, or only while the model does not fit new ones (docs: learning).",
@@ -243,6 +278,28 @@ class WorkerSettings(_Section):
     )
     probe_interval_s: float = Field(
         default=3600.0, ge=0.0, description="How often a run is looked at while the model fits."
+    )
+    settle_gain: float | None = Field(
+        default=0.02,
+        gt=0.0,
+        description="A retraining that gains this much score is followed by another; null: only mismatches retrain.",
+    )
+    patience: int = Field(
+        default=3,
+        ge=1,
+        description="Retrainings in a row without gain after which runs that do not fit are left alone.",
+    )
+    gate_tolerance: float = Field(
+        default=0.0, ge=0.0, description="How much worse than the serving model a candidate may score on new data."
+    )
+    forget_tolerance: float = Field(
+        default=0.02, ge=0.0, description="How much worse it may score on older data of the same regime."
+    )
+    over_constant: float = Field(
+        default=0.02, ge=0.0, description="How much better than a constant image a candidate must score."
+    )
+    probe_similarity: float = Field(
+        default=0.9, gt=0.0, le=1.0, description="Correlation of two probes from which on they are one regime."
     )
 
 
@@ -369,9 +426,32 @@ def _add_calibration(content: dict[str, Any]) -> None:
     path = os.environ.get("PTYCHO_BLUESKY_CALIBRATION") or content.get("calibration")
     if not path:
         return
-    try:
-        measured = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"calibration {path}: {error}", "it must be a readable YAML file", "calibrate anew") from error
+    measured = _read_calibration(path)
     for section in ("detector", "geometry"):
         content[section] = {**(measured.get(section) or {}), **(content.get(section) or {})}
+
+
+def _read_calibration(path: Path | str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"calibration {path}: {error}", "it must be a readable YAML file", "calibrate anew") from error
+    if not isinstance(content, dict):
+        raise InputError(f"calibration {path}", "it holds the sections detector and geometry", "calibrate anew")
+    return content
+
+
+def load_calibration(path: Path | str) -> tuple[DetectorSettings, str]:
+    """Detector settings and orientation of a file that ``calibrate`` wrote.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or a key is unknown or out of range.
+    """
+    content = _read_calibration(path)
+    try:
+        detector = DetectorSettings(**(content.get("detector") or {}))
+    except ValidationError as error:
+        raise InputError(f"calibration {path}: {error}", "it holds what calibrate wrote", "calibrate anew") from error
+    return detector, str((content.get("geometry") or {}).get("orientation", "identity"))

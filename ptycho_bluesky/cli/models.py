@@ -56,7 +56,11 @@ def _move(model: str, stage: str, reason: str, config: Path | None, data_dir: Pa
     from ptycho_bluesky.workflow.tiled_store import TiledStore
 
     with TiledStore.connect(settings.tiled) as store:
-        record = store.model_store.set_stage(model, ModelStage(stage), reason)
+        models = store.model_store
+        if stage == ModelStage.PROMOTED:
+            record = models.promote(model, reason)
+        else:
+            record = models.set_stage(model, ModelStage(stage), reason)
         serving = store.model_store.serving()
     typer.echo(f"{record.model_id} is {record.stage}; serving: {serving.model_id if serving else 'none'}")
 
@@ -68,7 +72,7 @@ def promote(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Make a model serve.
+    """Make a model serve its regime; the one that served it is retired.
 
     Example: [cyan]ptycho-bluesky models promote 3fa9c1 --reason "same sample as in March"[/]
     """
@@ -124,3 +128,54 @@ def export(
         record, content = store.model_store.get(model)
     write_bytes(out, content)
     typer.echo(f"{out} {record.model_id}")
+
+
+@app.command("collect")
+def collect(
+    keep: Annotated[int, typer.Option(min=0, help="Retired and rejected models kept of each regime.")] = 3,
+    days: Annotated[float, typer.Option(min=0, help="Nothing younger is touched.")] = 1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Remove the files of models that nobody will ask for again; their records stay.
+
+    Kept are promoted models, their parents, and the newest retired and rejected ones of each regime.
+
+    Example: [cyan]ptycho-bluesky models collect --keep 3 --days 7[/]
+    """
+    settings = setup(config, data_dir=data_dir)
+    from ptycho_bluesky.training.registry import collect_garbage, superfluous
+    from ptycho_bluesky.workflow.tiled_store import TiledStore
+
+    with TiledStore.connect(settings.tiled) as store:
+        find = superfluous if dry_run else collect_garbage
+        found = find(store.model_store, keep=keep, min_age_s=days * 86_400.0)
+    for record in found:
+        typer.echo(f"{record.model_id} {record.stage}")
+    typer.echo(f"{len(found)} models {'would be' if dry_run else 'were'} removed")
+
+
+@app.command("suggest")
+def suggest(
+    source: Annotated[str, typer.Argument(metavar="FILE|RUN", help="First scan of the experiment, as far as it is.")],
+    frames: Annotated[int, typer.Option(min=8, help="Frames of it that are looked at.")] = 200,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Rank earlier models as starting points for a new experiment, beside starting from scratch.
+
+    The first frames are compared with those of the corpus that each model was trained on: geometry, mean pattern (the
+    probe) and how frames differ from it (the sample).
+
+    Example: [cyan]ptycho-bluesky models suggest scan.h5[/], then [cyan]ptycho-bluesky models promote MODEL[/]
+    """
+    settings = setup(config, data_dir=data_dir)
+    from ptycho_bluesky.cli.scan_source import read_scan
+    from ptycho_bluesky.workflow.suggesting import show_suggestions, suggest_models
+    from ptycho_bluesky.workflow.tiled_store import TiledStore
+
+    unstated = dict.fromkeys(("energy_eV", "distance_m", "detector_pixel_m", "object_pixel_m"))
+    measured = read_scan(source, settings, unstated, frames)
+    with TiledStore.connect(settings.tiled) as store:
+        show_suggestions(suggest_models(settings, store.model_store, measured))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated
 
@@ -15,12 +16,15 @@ __all__ = ["command"]
 def command(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
-    executor: Annotated[str | None, typer.Option(help="Where stages are computed: processes or inline.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where stages are computed: processes, inline, dask, parsl or globus.")
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Work on what is there, then exit.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Print what the worker is doing with each run.")] = False,
     retry: Annotated[
         str | None, typer.Option(metavar="RUN", help="Let the worker take a failed run up again, and exit.")
     ] = None,
+    cancel: Annotated[str | None, typer.Option(metavar="RUN", help="Have a run given up, and exit.")] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Reconstruct every finished run, learn from it, and promote the model if it is better.
@@ -38,9 +42,14 @@ def command(
         show_worker(settings)
         return
     if retry:
-        from ptycho_bluesky.workflow.run_state import forget_outcome
+        from ptycho_bluesky.workflow.requests import ask_retry
 
-        typer.echo(f"run {forget_outcome(settings, retry)} will be taken up again")
+        typer.echo(f"run {ask_retry(settings, retry)} will be taken up again")
+        return
+    if cancel:
+        from ptycho_bluesky.workflow.requests import ask_cancel
+
+        typer.echo(f"run {ask_cancel(settings, cancel)} will be given up")
         return
     from ptycho_bluesky.workflow.signals import stop_on_signals
     from ptycho_bluesky.workflow.worker import Worker
@@ -49,5 +58,11 @@ def command(
         typer.echo(f"READY worker tiled={settings.tiled.uri} executor={settings.worker.executor}")
         sys.stdout.flush()
 
-    with stop_on_signals() as stop:
-        Worker(settings).run(stop, ready, once=once)
+    with stop_on_signals() as stop, contextlib.ExitStack() as stack:
+        listener = None
+        if settings.worker.serve_pvs:
+            from ptycho_bluesky.workflow.status_pvs import StatusServer
+
+            listener = StatusServer(settings.worker.prefix)
+            stack.callback(listener.close)
+        Worker(settings, listener=listener).run(stop, ready, once=once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from ptycho_bluesky.models.reader import PhaseReader
 from ptycho_bluesky.records import LabelSet
 from ptycho_bluesky.stitching.mosaic import MosaicBuilder, MosaicImage
 from ptycho_bluesky.training.symmetry import illumination
+from ptycho_bluesky.trust.light import Light, LightScale
+from ptycho_bluesky.trust.physics import read_physics
 
-__all__ = ["evaluate", "label_weight", "predict", "stitch_patches"]
+__all__ = ["count_scale_for", "evaluate", "label_weight", "predict", "stitch_patches"]
 
 LIT_FRACTION = 0.1
 """Part of the beam's highest intensity from which a pixel of a patch counts as lit."""
@@ -38,15 +41,38 @@ def label_weight(labels: LabelSet | Any) -> NDArray[np.float32]:
     return (weight / weight.max()).astype(np.float32)
 
 
+def count_scale_for(manifest: Mapping[str, Any], labels: LabelSet) -> float:
+    """Factor that brings the counts of labels to the light that a model was trained with, as the edge does it.
+
+    Parameters
+    ----------
+    manifest : mapping
+        Of the model.
+    labels : LabelSet
+        ``provenance["light"]`` tells their light.
+
+    Returns
+    -------
+    float
+        1 where the light of either is not known.
+    """
+    physics, _ = read_physics(manifest)
+    light = Light.from_dict(labels.provenance.get("light"))
+    if physics is None or not labels.provenance.get("light"):
+        return 1.0
+    i0 = np.array([np.nan if light.i0 is None else light.i0])
+    return float(LightScale(physics.light, light).factors(i0)[0][0])
+
+
 def predict(reader: PhaseReader, image: NDArray[Any], *, batch_size: int = 32, count_scale: float = 1.0) -> NDArray:
     """Read frames (n, H, W) in counts to phase (n, h, w) float32, on the reader's device, in batches."""
     reader.eval()
-    device = next(reader.parameters()).device
+    weights = next(reader.parameters())
     chunks = []
     with torch.inference_mode():
         for start in range(0, len(image), batch_size):
             counts = np.asarray(image[start : start + batch_size], dtype=np.float32)[:, None]
-            chunks.append(reader(torch.from_numpy(counts).to(device), count_scale)[:, 0].float().cpu().numpy())
+            chunks.append(reader(torch.from_numpy(counts).to(weights), count_scale)[:, 0].float().cpu().numpy())
     return np.concatenate(chunks)
 
 
@@ -67,7 +93,8 @@ def evaluate(model: bytes | PhaseReader, labels: LabelSet, *, num_frames: int | 
     Parameters
     ----------
     model : bytes or PhaseReader
-        Model file, or the network itself.
+        Model file, or the network itself. With a file, whose manifest tells the light of its training, the counts of
+        the labels are brought to that light first.
     labels : LabelSet
         Of a run, or an area, that the network did not train on; of labels larger than the network's patch, the centre
         counts.
@@ -86,10 +113,12 @@ def evaluate(model: bytes | PhaseReader, labels: LabelSet, *, num_frames: int | 
     InputError
         Frames of another shape than the model's, or labels smaller than its patches.
     """
+    count_scale = 1.0
     if isinstance(model, bytes):
-        model = from_onnx(model)[0]
+        model, manifest = from_onnx(model)
+        count_scale = count_scale_for(manifest, labels)
     image, position = labels.image[:num_frames], labels.position_m[:num_frames]
-    guess = predict(model, image)
+    guess = predict(model, image, count_scale=count_scale)
     patch_shape = (guess.shape[1], guess.shape[2])
     truth = crop_centre(labels.phase_rad[:num_frames], patch_shape)
     weight = crop_centre(label_weight(labels), patch_shape)

@@ -1,18 +1,72 @@
 """The gate between training and the edge: no model is promoted without a test.
 
-The policy is small and explicit, so that a fuller one can take its place: a function from figures to a `Decision`.
+A candidate must beat the serving model, and a constant image, on held-out areas of what it was trained for, and must
+not have forgotten older data of the same regime. Data of other regimes are reported and decide nothing: several models
+stay promoted, one a regime.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["Decision", "decide"]
+__all__ = ["Compared", "Decision", "Thresholds", "decide"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What the gate asks for.
+
+    Attributes
+    ----------
+    tolerance : float
+        How much worse than the serving model a candidate may be on the new data and still be promoted (for validation
+        sets so small that their figure is noisy); 0 asks for strictly better.
+    forget_tolerance : float
+        How much worse it may be, on average, on older data of the same regime.
+    over_constant : float
+        How much better than a constant image it must be.
+
+    Raises
+    ------
+    InputError
+        One is negative.
+    """
+
+    tolerance: float = 0.0
+    forget_tolerance: float = 0.02
+    over_constant: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "forget_tolerance", "over_constant"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} = {getattr(self, name)}", "it is not negative")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Candidate and serving model on one older set of labels.
+
+    Attributes
+    ----------
+    name : str
+        Run that the labels are of.
+    candidate, serving : float
+        The deciding metric of each; higher is better.
+    """
+
+    name: str
+    candidate: float
+    serving: float
+
+    @property
+    def loss(self) -> float:
+        """How much worse the candidate is."""
+        return self.serving - self.candidate
 
 
 @dataclass(frozen=True)
@@ -26,7 +80,8 @@ class Decision:
         One sentence with the numbers.
     figures : dict
         ``metric``, ``candidate``, ``serving`` (None without a serving model), ``trivial`` (what a constant answer
-        scores), ``tolerance``.
+        scores), ``gain`` (candidate − serving), ``forgotten`` (mean loss on older data of the regime, None without
+        any), ``old`` and ``other_regimes`` (each set's figures), and the thresholds.
     """
 
     promote: bool
@@ -38,23 +93,28 @@ def decide(
     candidate: Mapping[str, Any],
     serving: Mapping[str, Any] | None = None,
     *,
+    old: Sequence[Compared] = (),
+    other_regimes: Sequence[Compared] = (),
     metric: str = "score",
-    tolerance: float = 0.0,
+    thresholds: Thresholds | None = None,
 ) -> Decision:
-    """Promote a candidate that is better than the serving model, and than a trivial answer, on the same frames.
+    """Promote a candidate that is better on the new data and has not forgotten the old.
 
     Parameters
     ----------
     candidate : mapping
-        Figures of the candidate from `training.evaluate.evaluate` on frames that neither model trained on; higher is
-        better. ``constant`` in it, if present, is what a constant image scores by the same metric.
+        Figures of the candidate from `training.evaluate.evaluate` on held-out frames of the new data, which neither
+        model trained on; higher is better. ``constant`` in it, if present, is what a constant image scores by the same
+        metric.
     serving : mapping, optional
         Figures of the serving model on the *same* frames; None when nothing is served yet.
+    old : sequence of Compared
+        Both models on older data of the same regime.
+    other_regimes : sequence of Compared
+        Both models on data of other regimes: reported, never decisive.
     metric : str
         Key of the figure that decides.
-    tolerance : float
-        How much worse than the serving model a candidate may be and still be promoted (for validation sets so small
-        that their figure is noisy); 0 asks for strictly better.
+    thresholds : Thresholds, optional
 
     Returns
     -------
@@ -67,21 +127,47 @@ def decide(
     """
     if metric not in candidate or (serving is not None and metric not in serving):
         raise InputError(f"figures without {metric!r}", "candidate and serving model are compared by one metric")
+    limits = thresholds or Thresholds()
     ours, trivial = float(candidate[metric]), float(candidate.get("constant", -math.inf))
     theirs = None if serving is None else float(serving[metric])
+    if theirs is not None and not math.isfinite(theirs):
+        theirs = None
+    # A set that one of the two cannot be scored on says nothing about forgetting.
+    losses = [each.loss for each in old if math.isfinite(each.loss)]
+    forgotten = sum(losses) / len(losses) if losses else None
     figures = {
         "metric": metric,
         "candidate": ours,
-        "serving": theirs,
+        "serving": None if serving is None else float(serving[metric]),
         "trivial": trivial if math.isfinite(trivial) else None,
-        "tolerance": tolerance,
+        "gain": None if theirs is None else ours - theirs,
+        "forgotten": forgotten,
+        "old": {each.name: [each.candidate, each.serving] for each in old},
+        "other_regimes": {each.name: [each.candidate, each.serving] for each in other_regimes},
+        "tolerance": limits.tolerance,
+        "forget_tolerance": limits.forget_tolerance,
+        "over_constant": limits.over_constant,
     }
+    promote, reason = _verdict(metric, ours, theirs, trivial, forgotten, limits)
+    return Decision(promote, reason, figures)
+
+
+def _verdict(
+    metric: str, ours: float, theirs: float | None, trivial: float, forgotten: float | None, limits: Thresholds
+) -> tuple[bool, str]:
+    """The rules, the first that fails first."""
     if not math.isfinite(ours):
-        return Decision(False, f"{metric} of the candidate is not a number", figures)
-    if ours <= trivial:
-        return Decision(False, f"{metric} {ours:.4f} is no better than a constant image ({trivial:.4f})", figures)
-    if theirs is None or not math.isfinite(theirs):
-        return Decision(True, f"{metric} {ours:.4f}; no model was served before", figures)
-    if ours > theirs - tolerance:
-        return Decision(True, f"{metric} {ours:.4f} against {theirs:.4f} of the serving model", figures)
-    return Decision(False, f"{metric} {ours:.4f} is not better than {theirs:.4f} of the serving model", figures)
+        return False, f"{metric} of the candidate is not a number"
+    if ours <= trivial + limits.over_constant:
+        return False, f"{metric} {ours:.4f} is no better than a constant image ({trivial:.4f})"
+    if theirs is None:
+        return True, f"{metric} {ours:.4f}; no model was served before"
+    if not ours > theirs - limits.tolerance:
+        return False, f"{metric} {ours:.4f} is not better than {theirs:.4f} of the serving model"
+    if forgotten is not None and forgotten > limits.forget_tolerance:
+        return False, (
+            f"{metric} {ours:.4f} against {theirs:.4f} of the serving model, but {forgotten:.4f} worse on older data "
+            f"of the regime (at most {limits.forget_tolerance:g})"
+        )
+    kept = "" if forgotten is None else f"; {forgotten:+.4f} lost on older data of the regime"
+    return True, f"{metric} {ours:.4f} against {theirs:.4f} of the serving model{kept}"

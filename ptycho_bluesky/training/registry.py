@@ -15,7 +15,20 @@ from typing import Any, Protocol, runtime_checkable
 from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.records import ModelRecord, ModelStage
 
-__all__ = ["LocalModelStore", "ModelStore", "content_id", "find_serving", "fits_regime"]
+__all__ = [
+    "LocalModelStore",
+    "ModelStore",
+    "collect_garbage",
+    "content_id",
+    "find_serving",
+    "fits_regime",
+    "promote",
+    "rollback",
+    "superfluous",
+]
+
+SUCCEEDED = "succeeded by "
+"""How the reason begins for which a model is retired when another one takes its place."""
 
 
 def content_id(content: bytes) -> str:
@@ -58,6 +71,137 @@ class ModelStore(Protocol):
         """The model that the edge should use: the last promoted one."""
         ...
 
+    def history(self, model_id: str) -> list[dict[str, Any]]:
+        """Stages that a model went through, each with ``stage``, ``reason`` and ``time_s``."""
+        ...
+
+    def discard(self, model_id: str, reason: str = "") -> None:
+        """Remove a model's content; its record stays, so that lineage can be followed."""
+        ...
+
+    def is_discarded(self, model_id: str) -> bool:
+        """Whether only the record is left."""
+        ...
+
+
+def promote(store: ModelStore, model_id: str, reason: str = "") -> ModelRecord:
+    """Make a model serve its regime, and retire the one that served it before.
+
+    The new one is promoted first: who dies in between leaves two promoted, of which the newer serves.
+
+    Returns
+    -------
+    ModelRecord
+        Of the promoted model.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or its content is gone.
+    """
+    if store.is_discarded(model_id):
+        raise InputError(f"model {model_id}", "its content was collected as garbage", "promote another, or retrain")
+    record = store.set_stage(model_id, ModelStage.PROMOTED, reason)
+    for other in store.records():
+        if (
+            other.stage is ModelStage.PROMOTED
+            and other.model_id != model_id
+            and dict(other.regime) == dict(record.regime)
+        ):
+            store.set_stage(other.model_id, ModelStage.RETIRED, f"{SUCCEEDED}{model_id}")
+    return record
+
+
+def rollback(
+    store: ModelStore, regime: Mapping[str, Any] | None = None, reason: str = ""
+) -> tuple[ModelRecord, ModelRecord | None]:
+    """Retire the serving model; the one that it succeeded serves its regime again.
+
+    Parameters
+    ----------
+    store : ModelStore
+    regime : mapping, optional
+        Which regime's model; by default the one promoted last.
+    reason : str
+
+    Returns
+    -------
+    tuple of ModelRecord
+        The retired model, and the one that serves now (None if there is none).
+
+    Raises
+    ------
+    InputError
+        No model serves.
+    """
+    serving = store.serving(regime)
+    if serving is None:
+        raise InputError("no model serves", "there is nothing to go back from", "promote one")
+    before = _succeeded_by(store, serving)
+    if before is not None:
+        store.set_stage(before.model_id, ModelStage.PROMOTED, f"rolled back to from {serving.model_id}: {reason}")
+    return store.set_stage(serving.model_id, ModelStage.RETIRED, reason), store.serving(regime)
+
+
+def _succeeded_by(store: ModelStore, model: ModelRecord) -> ModelRecord | None:
+    """The model that was retired for another one, the last if there were several."""
+    found = []
+    for record in store.records():
+        if record.stage is ModelStage.RETIRED and not store.is_discarded(record.model_id):
+            last = (store.history(record.model_id) or [{}])[-1]
+            if last.get("reason") == f"{SUCCEEDED}{model.model_id}":
+                found.append((float(last.get("time_s") or 0.0), record))
+    return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def superfluous(
+    store: ModelStore, *, keep: int = 3, min_age_s: float = 86_400.0, now_s: float | None = None
+) -> list[ModelRecord]:
+    """Models whose content nobody will ask for again.
+
+    Kept are the promoted models, the parents of theirs (a training may start there), the ``keep`` newest retired and
+    the ``keep`` newest rejected ones of each regime, candidates that are waiting for the gate, and all that is younger
+    than ``min_age_s``.
+
+    Returns
+    -------
+    list of ModelRecord
+        Oldest first.
+
+    Raises
+    ------
+    InputError
+        ``keep`` or ``min_age_s`` is negative.
+    """
+    if keep < 0 or min_age_s < 0:
+        raise InputError(f"keep = {keep}, min_age_s = {min_age_s}", "neither is negative")
+    now = time.time() if now_s is None else now_s
+    records = [record for record in store.records() if not store.is_discarded(record.model_id)]
+    kept = {record.parent_id for record in records if record.stage is ModelStage.PROMOTED}
+    for stage in (ModelStage.RETIRED, ModelStage.REJECTED):
+        groups: dict[str, list[ModelRecord]] = {}
+        for record in records:
+            if record.stage is stage:
+                groups.setdefault(json.dumps(dict(record.regime), sort_keys=True), []).append(record)
+        for group in groups.values():
+            group.sort(key=lambda record: max(record.promoted_s, record.created_s))
+            kept |= {record.model_id for record in group[len(group) - keep :] if keep}
+    return [
+        record
+        for record in records
+        if record.stage in (ModelStage.RETIRED, ModelStage.REJECTED)
+        and record.model_id not in kept
+        and now - record.created_s >= min_age_s
+    ]
+
+
+def collect_garbage(store: ModelStore, *, keep: int = 3, min_age_s: float = 86_400.0) -> list[ModelRecord]:
+    """Discard what `superfluous` names; the records stay. Returns those of the discarded models."""
+    found = superfluous(store, keep=keep, min_age_s=min_age_s)
+    for record in found:
+        store.discard(record.model_id, f"collected as garbage: {record.stage}, not among the last {keep}")
+    return found
+
 
 class LocalModelStore:
     """A folder of models: ``<id>.onnx`` beside ``<id>.json`` (record and history of stages).
@@ -89,9 +233,12 @@ class LocalModelStore:
         """
         if content_id(content) != record.model_id:
             raise InputError(f"model {record.model_id}", f"its content hashes to {content_id(content)}")
-        if self._record_path(record.model_id).exists():
+        known = self._record_path(record.model_id).exists()
+        if known and not self.is_discarded(record.model_id):
             return
         self._write(self._content_path(record.model_id), content)
+        if known:
+            return
         self._write_record(record, [{"stage": str(record.stage), "reason": "stored", "time_s": record.created_s}])
 
     def get(self, model_id: str) -> tuple[ModelRecord, bytes]:
@@ -103,6 +250,8 @@ class LocalModelStore:
             No such model, or its file is damaged.
         """
         record = self._read(model_id)[0]
+        if self.is_discarded(model_id):
+            raise InputError(f"model {model_id}", "its content was collected as garbage", "retrain it")
         content = self._content_path(model_id).read_bytes()
         if content_id(content) != model_id:
             raise InputError(f"model {model_id}", "its file no longer hashes to its id", "restore or retrain it")
@@ -134,6 +283,17 @@ class LocalModelStore:
     def serving(self, regime: Mapping[str, Any] | None = None) -> ModelRecord | None:
         """The last promoted model that fits the regime."""
         return find_serving(self.records(), regime)
+
+    def discard(self, model_id: str, reason: str = "") -> None:
+        """Remove a model's file; its record stays."""
+        record, history = self._read(model_id)
+        entry = {"stage": str(record.stage), "reason": reason, "time_s": time.time()}
+        self._write_record(record, [*history, entry])
+        self._content_path(model_id).unlink(missing_ok=True)
+
+    def is_discarded(self, model_id: str) -> bool:
+        """Whether only the record is left."""
+        return not self._content_path(model_id).exists()
 
     def _content_path(self, model_id: str) -> Path:
         return self.directory / f"{model_id}.onnx"

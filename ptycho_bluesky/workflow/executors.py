@@ -1,7 +1,8 @@
-"""Where the worker's stages are computed: in processes of this machine, or in the worker itself.
+"""Where the worker's stages are computed: processes of this machine, or Dask, Parsl or Globus Compute.
 
-Anything that is a ``concurrent.futures.Executor`` will do; what is submitted are plain functions of plain arguments
-whose products are files.
+Each is a ``concurrent.futures.Executor``; queueing, scheduling and the batch system are the library's business. What is
+submitted are plain functions of plain arguments whose products are files, so the folders of the worker and of the
+corpus must be seen under the same path wherever a stage runs.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any
 
 from ptycho_bluesky.config import WorkerSettings
+from ptycho_bluesky.errors import InputError
 
 __all__ = ["InlineExecutor", "make_executor", "stop_executor"]
 
@@ -38,10 +40,115 @@ class InlineExecutor(Executor):
         return future
 
 
+class DaskExecutor(Executor):
+    """Futures of a Dask cluster (``distributed.Client.get_executor``).
+
+    Parameters
+    ----------
+    options : mapping
+        Of ``distributed.Client`` (``address`` or ``scheduler_file``; with neither, a cluster of this machine's
+        processes), beside ``submit``: options of each submission, e.g. ``{"resources": {"GPU": 1}}``.
+
+    Raises
+    ------
+    InputError
+        distributed is not installed, or no scheduler answers.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise _missing("dask", "dask[distributed]", error) from error
+        rest = dict(options)
+        submit = rest.pop("submit", {})
+        try:
+            self.client = Client(**rest)
+        except (OSError, TimeoutError, TypeError, ValueError) as error:
+            raise InputError(
+                f"worker.executor_options {rest}: {error}", "a Dask scheduler must answer there", "start it first"
+            ) from error
+        self._executor = self.client.get_executor(**submit)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit; the same call again is computed again, its product being a file."""
+        return self._executor.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the cluster; one that was started here ends."""
+        self._executor.shutdown(wait=wait and not cancel_futures)
+        self.client.close(timeout=10)
+
+
+def _parsl(options: Mapping[str, Any]) -> Executor:
+    """Futures of Parsl: one high-throughput executor on one provider, both configured by Parsl's own options.
+
+    Parameters
+    ----------
+    options : mapping
+        ``provider`` (name of a class of ``parsl.providers``; LocalProvider by default), ``provider_options``,
+        ``launcher`` (name of a class of ``parsl.launchers``), ``executor_options`` of ``HighThroughputExecutor``, and
+        ``run_dir``.
+    """
+    try:
+        import parsl
+        from parsl import launchers, providers
+        from parsl.concurrent import ParslPoolExecutor
+    except ImportError as error:
+        raise _missing("parsl", "parsl", error) from error
+    known = {"provider", "provider_options", "launcher", "executor_options", "run_dir"}
+    if set(options) - known:
+        raise InputError(f"worker.executor_options {sorted(set(options) - known)}", f"Parsl takes {sorted(known)}")
+    try:
+        provider_options = dict(options.get("provider_options", {}))
+        if "launcher" in options:
+            provider_options["launcher"] = getattr(launchers, options["launcher"])()
+        provider = getattr(providers, options.get("provider", "LocalProvider"))(**provider_options)
+        executor = parsl.HighThroughputExecutor(
+            **{"label": "stages", **options.get("executor_options", {})}, provider=provider
+        )
+        extra = {"run_dir": options["run_dir"]} if "run_dir" in options else {}
+        config = parsl.Config(executors=[executor], **extra)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"worker.executor_options: {error}", "names and options are those of parsl.providers", "see its reference"
+        ) from error
+    return ParslPoolExecutor(config=config)
+
+
+def _globus(options: Mapping[str, Any]) -> Executor:
+    """Futures of a Globus Compute endpoint; ``endpoint_id`` and further options of its ``Executor``."""
+    try:
+        from globus_compute_sdk import Executor as GlobusExecutor
+    except ImportError as error:
+        raise _missing("globus", "globus-compute-sdk", error) from error
+    if not options.get("endpoint_id"):
+        raise InputError(
+            "worker.executor_options without endpoint_id", "stages are sent to one endpoint", "name its uuid"
+        )
+    return GlobusExecutor(**options)
+
+
+def _missing(name: str, package: str, error: ImportError) -> InputError:
+    return InputError(f"worker.executor = {name!r}: {error}", f"it needs {package}", f"pip install '{package}'")
+
+
 def make_executor(settings: WorkerSettings) -> Executor:
-    """Executor that the settings name."""
+    """Executor that the settings name.
+
+    Raises
+    ------
+    InputError
+        Its library is not installed, or refuses the options.
+    """
     if settings.executor == "inline":
         return InlineExecutor()
+    if settings.executor == "dask":
+        return DaskExecutor(settings.executor_options)
+    if settings.executor == "parsl":
+        return _parsl(settings.executor_options)
+    if settings.executor == "globus":
+        return _globus(settings.executor_options)
     return ProcessPoolExecutor(
         settings.max_workers,
         # Spawned, not forked: the worker has threads, and torch does not survive a fork of them.

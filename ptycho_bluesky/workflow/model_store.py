@@ -12,12 +12,22 @@ import numpy as np
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.records import ModelRecord, ModelStage
-from ptycho_bluesky.training.registry import content_id, find_serving
-from ptycho_bluesky.workflow.client import get_child, jsonable, put_array, reachable
+from ptycho_bluesky.training.registry import content_id, find_serving, promote, rollback
+from ptycho_bluesky.workflow.client import (
+    delete_node,
+    get_child,
+    get_or_create,
+    jsonable,
+    put_array,
+    reachable,
+)
 
 __all__ = ["TiledModelStore"]
 
 logger = logging.getLogger(__name__)
+
+DISCARDED = "discarded"
+"""Key in the metadata of a model whose content was collected as garbage."""
 
 
 class TiledModelStore:
@@ -33,8 +43,8 @@ class TiledModelStore:
     Notes
     -----
     ``stage_log`` in a node's metadata lists every change of stage with its reason and time. The serving model is the
-    one that was promoted last; taking its promotion back makes the one before it serve again. Subscribers of the
-    container hear of every change as an update of metadata.
+    one that was promoted last, among those of a regime where one is asked for; `rollback` brings back the one that it
+    succeeded. Subscribers of the container hear of every change as an update of metadata.
     """
 
     def __init__(self, container: Any, uri: str) -> None:
@@ -57,12 +67,12 @@ class TiledModelStore:
             )
         with reachable(self._uri):
             node = get_child(self._container, model_id)
-            if node is not None and self._read(node) == content:
+            if node is not None and not node.metadata.get(DISCARDED) and self._read(node) == content:
                 return
             metadata = record.as_dict() | {"stage_log": [_entry(record.stage, "registered")]}
             if node is not None:
-                # A crash between node and content left it empty; the record stays as it is.
-                metadata = dict(node.metadata)
+                # A crash between node and content left it empty, or it was discarded; the record stays as it is.
+                metadata = {key: value for key, value in node.metadata.items() if key != DISCARDED}
             array = np.frombuffer(content, dtype=np.uint8)
             put_array(self._container, model_id, array, metadata)
 
@@ -78,6 +88,8 @@ class TiledModelStore:
         """
         with reachable(self._uri):
             node = self._node(model_id)
+            if node.metadata.get(DISCARDED):
+                raise InputError(f"model {model_id}", "its content was collected as garbage", "retrain it")
             content = self._read(node)
         if content_id(content) != node.item["id"]:
             raise InputError(
@@ -124,23 +136,37 @@ class TiledModelStore:
         """The model promoted last, among those that fit a regime if one is given; None before any was promoted."""
         return find_serving(self.records(), regime)
 
-    def rollback(self, reason: str = "") -> tuple[ModelRecord, ModelRecord | None]:
-        """Retire the serving model, so that the one promoted before it serves.
+    def promote(self, model_id: str, reason: str = "") -> ModelRecord:
+        """Make a model serve its regime; its id may be shortened. See `ptycho_bluesky.training.registry.promote`."""
+        with reachable(self._uri):
+            whole = str(self._node(model_id).item["id"])
+        return promote(self, whole, reason)
 
-        Returns
-        -------
-        tuple of ModelRecord
-            The retired model, and the one that serves now (None if there is none).
+    def rollback(
+        self, reason: str = "", regime: Mapping[str, Any] | None = None
+    ) -> tuple[ModelRecord, ModelRecord | None]:
+        """Go back to the model before; see `ptycho_bluesky.training.registry.rollback`."""
+        return rollback(self, regime, reason)
 
-        Raises
-        ------
-        InputError
-            No model serves.
-        """
-        serving = self.serving()
-        if serving is None:
-            raise InputError("no model serves", "there is nothing to go back from", "promote one")
-        return self.set_stage(serving.model_id, ModelStage.RETIRED, reason), self.serving()
+    def history(self, model_id: str) -> list[dict[str, Any]]:
+        """Stages that a model went through, with reason and time."""
+        return [dict(entry) for entry in self.describe(model_id).get("stage_log", [])]
+
+    def discard(self, model_id: str, reason: str = "") -> None:
+        """Remove a model's content; a node of the same name keeps its record."""
+        with reachable(self._uri):
+            node = self._node(model_id)
+            metadata, key = dict(node.metadata), str(node.item["id"])
+            if metadata.get(DISCARDED):
+                return
+            entry = _entry(ModelRecord.from_dict(metadata).stage, reason)
+            log = [*metadata.get("stage_log", []), entry]
+            delete_node(node)
+            get_or_create(self._container, key, metadata | {"stage_log": log, DISCARDED: True})
+
+    def is_discarded(self, model_id: str) -> bool:
+        """Whether only the record is left."""
+        return bool(self.describe(model_id).get(DISCARDED))
 
     def _node(self, model_id: str) -> Any:
         node = get_child(self._container, model_id)

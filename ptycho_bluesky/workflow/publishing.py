@@ -10,7 +10,7 @@ from ptycho_bluesky.io.products import read_reconstruction
 from ptycho_bluesky.workflow.run_state import RunFolder, RunState
 from ptycho_bluesky.workflow.tiled_store import TiledStore
 
-__all__ = ["publish"]
+__all__ = ["clean", "decision_of", "publish"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def publish(store: Callable[[], TiledStore], folder: RunFolder, state: RunState)
     if state.outcome and "decision" not in published:
         store().write_decision(state.uid, decision_of(state))
         folder.mark_published("decision")
-        _clean(folder, state)
+        clean(folder, state)
 
 
 def decision_of(state: RunState) -> dict[str, Any]:
@@ -60,18 +60,20 @@ def decision_of(state: RunState) -> dict[str, Any]:
         "parent_id": state.done.get("parent", {}).get("model_id", ""),
         "regime": state.regime,
         "figures": state.figures,
+        "decisions": {name: state.done[name] for name in ("look", "retrain", "regime", "switch") if name in state.done},
         "stage_seconds": state.stage_seconds,
     }
 
 
-def _clean(folder: RunFolder, state: RunState) -> None:
+def clean(folder: RunFolder, state: RunState) -> None:
     """Remove what is large and kept elsewhere: the frames, the models; labels of reserved runs stay for validation.
 
     A failed run keeps everything: a person may want to look, or to have it tried again.
     """
     if state.outcome == "failed":
         return
-    files = [folder.measurement, folder.parent, folder.path / "serving.onnx", folder.model]
+    models = [folder.path / f"{name}.onnx" for name in ("serving", "regime_parent", "rival")]
+    files = [folder.measurement, folder.parent, folder.model, *models]
     if state.purpose != "reserved":
         files.append(folder.labels)
     for path in files:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
+
 from ptycho_bluesky.config import Settings
-from ptycho_bluesky.workflow.run_state import run_folder, run_states
+from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.tiled_store import RunSummary, TiledStore
 
 __all__ = ["RunQueue"]
@@ -19,7 +21,8 @@ class RunQueue:
     Parameters
     ----------
     settings : Settings
-        ``worker_dir`` tells what was decided here.
+    book : RunBook
+        What was decided here.
 
     Notes
     -----
@@ -27,8 +30,8 @@ class RunQueue:
     document that it had then: one that was closed for a dead session and has grown since is a run anew.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, book: RunBook) -> None:
+        self._settings, self._book = settings, book
         self._noticed: queue.SimpleQueue[RunSummary] = queue.SimpleQueue()
         self._waiting: dict[str, RunSummary] = {}
         self._settled: dict[str, str] = {}
@@ -38,14 +41,15 @@ class RunQueue:
         """Take a notice of a run's metadata, for `ContainerWatch`."""
         start, stop = metadata.get("start"), metadata.get("stop")
         if start and stop and start.get("ptycho"):
-            self._noticed.put(RunSummary(uid, float(start.get("time", 0.0)), start, stop))
+            self._noticed.put(RunSummary(uid, float(start.get("time", 0.0)), start, stop).brief())
 
-    def next(self) -> RunSummary | None:
-        """The oldest run that waits; it stays in the queue until `settle` or `withdraw`."""
-        return min(self._waiting.values(), key=lambda run: run.time_s, default=None)
+    def next(self, under_way: Collection[str] = ()) -> RunSummary | None:
+        """The oldest run that waits and is not under way; it stays in the queue until `settle` or `withdraw`."""
+        waiting = (run for run in self._waiting.values() if run.uid not in under_way)
+        return min(waiting, key=lambda run: run.time_s, default=None)
 
-    def take_notices(self, store: TiledStore) -> None:
-        """Queue the runs that `notice` was told of.
+    def take_notices(self, store: Callable[[], TiledStore]) -> None:
+        """Queue the runs that `notice` was told of; ``store`` gives the connection, if any is needed.
 
         Raises
         ------
@@ -59,7 +63,7 @@ class RunQueue:
                 return
             if self._is_open(told):
                 # A notice may be an old one, repeated by a new subscription: what counts is what stands there now.
-                now = store.summary(told.uid)
+                now = store().summary(told.uid)
                 if now is not None:
                     self._consider(now)
 
@@ -71,6 +75,10 @@ class RunQueue:
         """A run is decided on."""
         self._settled[uid] = stop_uid
         self._waiting.pop(uid, None)
+
+    def reopen(self, uid: str) -> None:
+        """A run that was decided on is to be worked on again."""
+        self._settled.pop(uid, None)
 
     def withdraw(self, uid: str) -> None:
         """A run is not to be worked on now; its next stop document brings it back."""
@@ -86,24 +94,24 @@ class RunQueue:
         """
         if self._since_s is None:
             # What another worker, or this one in another folder, has decided on.
-            decided = store.read_decisions()
-            self._settled |= {uid: str(decision.get("stop_uid", "")) for uid, decision in decided.items()}
-        runs = store.runs(self._since_s)
-        for run in runs:
+            self._settled |= {uid: stop for uid, stop in store.decided_runs() if uid not in self._settled}
+        unfinished_s, newest_s = np.inf, self._since_s or 0.0
+        for run in store.run_summaries(self._since_s):
             self._consider(run)
-        for state in run_states(self._settings):
-            if not state.outcome and state.uid not in self._waiting:
+            newest_s = max(newest_s, run.time_s)
+            if run.stop is None:
+                unfinished_s = min(unfinished_s, run.time_s)
+        for note in self._book.notes():
+            if not note.outcome and note.uid not in self._waiting:
                 # Interrupted, or to be tried again: whatever was decided before no longer counts.
-                summary = store.summary(state.uid)
+                summary = store.summary(note.uid)
                 if summary is not None and summary.stop:
-                    self._waiting[state.uid] = summary
-        unfinished = [run.time_s for run in runs if run.stop is None]
-        newest = max((run.time_s for run in runs), default=self._since_s or 0.0)
-        self._since_s = min([*unfinished, newest])
+                    self._waiting[note.uid] = summary.brief()
+        self._since_s = min(unfinished_s, newest_s)
 
     def _consider(self, run: RunSummary) -> None:
         if self._is_open(run):
-            self._waiting[run.uid] = run
+            self._waiting[run.uid] = run.brief()
 
     def _is_open(self, run: RunSummary) -> bool:
         """Whether a run is complete, ours, not yet queued, and not yet decided on with this stop document."""
@@ -112,8 +120,8 @@ class RunQueue:
         stop_uid = str(run.stop.get("uid", ""))
         if self._settled.get(run.uid) == stop_uid:
             return False
-        state = run_folder(self._settings, run.uid).load()
-        if state is not None and state.outcome and state.stop_uid == stop_uid:
+        note = self._book.get(run.uid)
+        if note is not None and note.outcome and note.stop_uid == stop_uid:
             self._settled[run.uid] = stop_uid
             return False
         return True

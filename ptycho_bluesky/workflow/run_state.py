@@ -16,7 +16,7 @@ from ptycho_bluesky.workflow.files import read_json, write_json
 
 __all__ = ["OUTCOMES", "RunFolder", "RunState", "forget_outcome", "read_stage", "run_folder", "run_states"]
 
-OUTCOMES = ("promoted", "rejected", "skipped", "failed")
+OUTCOMES = ("promoted", "rejected", "switched", "skipped", "cancelled", "failed")
 
 
 @dataclass
@@ -33,13 +33,15 @@ class RunState:
     time_s : float
         Start of the run.
     regime : dict
-        Shape of the frames and pixel size: what one model is for.
+        Shape of the frames, pixel size and, once the probe is known, the name of its regime: what one model is for.
     stage : str
         Stage under way, "" before the first and after the last.
     done : dict
         Result of each finished stage, JSON-able.
     stage_seconds : dict
         What each took.
+    begun : dict
+        How often each stage was begun that has not ended: more than once where it failed, or the worker died.
     outcome, reason : str
         One of `OUTCOMES` and why; "" while it is under way.
     updated_s : float
@@ -54,6 +56,7 @@ class RunState:
     stage: str = ""
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    begun: dict[str, int] = field(default_factory=dict)
     outcome: str = ""
     reason: str = ""
     updated_s: float = 0.0
@@ -89,6 +92,7 @@ class RunFolder:
         self.record = path / "model.json"
         self.training = path / "training"
         self.progress = path / "progress.json"
+        self.cancel = path / "cancel"
         self._state = path / "state.json"
         self._published = path / "published.json"
 
@@ -183,7 +187,7 @@ def forget_outcome(settings: Settings, uid: str) -> str:
         )
     state = found[0]
     folder = run_folder(settings, state.uid)
-    state.outcome, state.reason = "", ""
+    state.outcome, state.reason, state.begun = "", "", {}
     folder.retract("decision")
     folder.save(state)
     return state.uid

@@ -10,14 +10,16 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_bluesky.config import LabelSettings
+from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.io.products import read_reconstruction, write_reconstruction
 from ptycho_bluesky.records import LabelSet
 from ptycho_bluesky.workflow.client import jsonable
@@ -25,12 +27,18 @@ from ptycho_bluesky.workflow.files import write_bytes, write_json
 from ptycho_bluesky.workflow.measurement_file import read_measurement_file
 from ptycho_bluesky.workflow.run_state import RunFolder
 
+if TYPE_CHECKING:
+    from ptycho_bluesky.training.corpus import TrainingArrays
+    from ptycho_bluesky.training.gate import Compared
+
 __all__ = ["Job", "LearningStages", "Stages"]
 
 logger = logging.getLogger(__name__)
 
 REPORT_PERIOD_S = 0.5
 MAX_VALIDATION_FRAMES = 1000
+MAX_OLD_FRAMES = 300
+"""Frames of each older label set that are compared for what was forgotten."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,10 @@ class Job:
         Sections of the settings.
     stop_file : str
         A training that sees this file keeps a checkpoint and ends.
+    gate : dict
+        Thresholds of the gate; see `ptycho_bluesky.training.gate.Thresholds`.
+    one_budget : bool
+        A training costs the budget of one scan, however many are new to the parent.
     """
 
     folder: str
@@ -54,6 +66,8 @@ class Job:
     reconstruct: Mapping[str, Any]
     train: Mapping[str, Any]
     stop_file: str
+    gate: Mapping[str, float] = field(default_factory=dict)
+    one_budget: bool = False
 
     @property
     def files(self) -> RunFolder:
@@ -85,7 +99,13 @@ class Stages(Protocol):
         """Corpus and parent to a candidate."""
         ...
 
-    def gate(self, job: Job, reserved: str | None, serving: str | None) -> dict[str, Any]:
+    def score(self, job: Job, model: str) -> dict[str, Any]:
+        """Score of another model on the labels of this run."""
+        ...
+
+    def gate(
+        self, job: Job, reserved: str | None, serving: str | None, older: Mapping[str, str], foreign: Mapping[str, str]
+    ) -> dict[str, Any]:
         """Candidate against serving model."""
         ...
 
@@ -114,12 +134,16 @@ class LearningStages:
             The measurement cannot be reconstructed.
         """
         from ptycho_bluesky.reconstruction import engine_options, reconstruct
+        from ptycho_bluesky.reconstruction.half_scans import try_half_scans
 
         _set_threads(job.num_threads)
         kind = engine_options(job.reconstruct.get("engine", "epie"))
-        options = kind.of(**{name: value for name, value in job.reconstruct.items() if name != "engine"})
+        options = kind.of(**{k: v for k, v in job.reconstruct.items() if k not in ("engine", "labels")})
         measurement = read_measurement_file(job.files.measurement)
         result = reconstruct(measurement, options, progress=_Reporter(job.files, "reconstruct", "error {:.4f}"))
+        reporter = _Reporter(job.files, "half-scans", "error {:.4f}")
+        halves = try_half_scans(measurement, result, options, _label_limits(job).half_passes, progress=reporter)
+        result = replace(result, provenance={**result.provenance, **halves})
         write_reconstruction(job.files.reconstruction, result)
         return {
             "figures": {
@@ -141,8 +165,10 @@ class LearningStages:
         reserved : bool
             Whether a reserved run is there to validate on; else an area of this run is kept out of the corpus for it.
         """
+        from ptycho_bluesky.reconstruction.half_scans import stored_agreement
         from ptycho_bluesky.training.corpus import Corpus, write_label_set
-        from ptycho_bluesky.training.labels import check_labels, make_labels
+        from ptycho_bluesky.training.label_check import check_labels
+        from ptycho_bluesky.training.labels import make_labels
         from ptycho_bluesky.workflow.validation import split_labels
 
         _set_threads(job.num_threads)
@@ -150,8 +176,9 @@ class LearningStages:
         reconstruction = read_reconstruction(job.files.reconstruction)
         shape = np.shape(measurement.image)
         labels = make_labels(reconstruction, measurement, (int(shape[1]), int(shape[2])))
-        # Of frames that the reconstruction never saw: a bad one must not teach.
-        check = check_labels(labels, reconstruction, measurement)
+        # By frames that the reconstruction never saw, and by two half-scans: a bad one must not teach.
+        check = check_labels(labels, reconstruction, measurement, stored_agreement(reconstruction), _label_limits(job))
+        labels = replace(labels, provenance={**labels.provenance, "check": check.as_dict()})
         result: dict[str, Any] = {
             "accepted": bool(check.accepted),
             "reason": check.reason,
@@ -182,26 +209,42 @@ class LearningStages:
         figures = live_figures(measurement, reconstruction, content, job.num_threads)
         return {"figures": figures | {"score_serving": _score(job, content)}}
 
+    def score(self, job: Job, model: str) -> dict[str, Any]:
+        """Score of a model on the labels of this run, by the figure that it had at its promotion."""
+        _set_threads(job.num_threads)
+        return {"score": _score(job, Path(model).read_bytes())}
+
+    def corpus(self, job: Job, runs: Sequence[str]) -> TrainingArrays:
+        """What is trained on."""
+        from ptycho_bluesky.training.corpus import Corpus
+
+        return Corpus(job.corpus_dir).load(list(runs))
+
     def train(self, job: Job, runs: Sequence[str], parent: str | None, regime: Mapping[str, Any]) -> dict[str, Any]:
         """Train a candidate on the corpus, from the parent where there is one.
 
         Raises
         ------
         TrainingStoppedError
-            `Job.stop_file` appeared; the next call goes on from the checkpoint.
+            `Job.stop_file` appeared, or the run was cancelled; the next call goes on from the checkpoint.
         """
-        from ptycho_bluesky.training.corpus import Corpus
         from ptycho_bluesky.training.options import TrainOptions
         from ptycho_bluesky.training.trainer import train
 
-        stop_file = Path(job.stop_file)
+        content = _parent(parent, str(job.train.get("architecture", "")))
+        options = TrainOptions.create(**job.train)
+        if job.one_budget:
+            new = set(runs) - set(_trained_runs(content))
+            budget = max(1, round(options.frames_per_scan / max(1, len(new))))
+            options = TrainOptions.create(**{**job.train, "frames_per_scan": budget})
+        stop_files = (Path(job.stop_file), job.files.cancel)
         result = train(
-            Corpus(job.corpus_dir).load(list(runs)),
-            TrainOptions.create(**job.train),
-            parent=_parent(parent, str(job.train.get("architecture", ""))),
+            self.corpus(job, runs),
+            options,
+            parent=content,
             progress=_Reporter(job.files, "train", "loss {:.3f} rad"),
             checkpoint_dir=job.files.training,
-            should_stop=stop_file.exists,
+            should_stop=lambda: any(path.exists() for path in stop_files),
             regime=regime,
             reference=_held_out(job),
         )
@@ -217,7 +260,9 @@ class LearningStages:
             },
         }
 
-    def gate(self, job: Job, reserved: str | None, serving: str | None) -> dict[str, Any]:
+    def gate(
+        self, job: Job, reserved: str | None, serving: str | None, older: Mapping[str, str], foreign: Mapping[str, str]
+    ) -> dict[str, Any]:
         """Decide on the candidate, on frames that neither it nor the serving model has trained on.
 
         Parameters
@@ -227,19 +272,27 @@ class LearningStages:
             Label set of a reserved run; by default the area of this run that was kept out of the corpus.
         serving : str, optional
             Model file of the serving model.
+        older, foreign : mapping of str to str
+            Older runs of the same regime and of others, with the file of each one's held-out area; "" where there is
+            none: then what the corpus holds of the run is read.
         """
         from ptycho_bluesky.training.evaluate import evaluate
-        from ptycho_bluesky.training.gate import decide
+        from ptycho_bluesky.training.gate import Thresholds, decide
 
         _set_threads(job.num_threads)
         labels, source = _validation_labels(job, reserved)
         if labels is None:
-            return {"promote": False, "reason": NOTHING_TO_VALIDATE, "figures": {"validation": "none"}}
-        candidate = evaluate(job.files.model.read_bytes(), labels, num_frames=MAX_VALIDATION_FRAMES)
-        theirs = None
+            return {"promote": False, "reason": NOTHING_TO_VALIDATE, "gain": 0.0, "figures": {"validation": "none"}}
+        ours = job.files.model.read_bytes()
+        candidate = evaluate(ours, labels, num_frames=MAX_VALIDATION_FRAMES)
+        theirs, compared = None, {"old": [], "other_regimes": []}
         if serving is not None:
-            theirs = evaluate(Path(serving).read_bytes(), labels, num_frames=MAX_VALIDATION_FRAMES)
-        decision = decide(candidate, theirs)
+            model = Path(serving).read_bytes()
+            theirs = evaluate(model, labels, num_frames=MAX_VALIDATION_FRAMES)
+            compared = {
+                name: _compare(job, ours, model, sets) for name, sets in (("old", older), ("other_regimes", foreign))
+            }
+        decision = decide(candidate, theirs, **compared, thresholds=Thresholds(**job.gate))
         record = json.loads(job.files.record.read_text())
         record["validation"] = {**record.get("validation", {}), **candidate, "validation": source}
         write_json(job.files.record, jsonable(record))
@@ -250,8 +303,14 @@ class LearningStages:
             "candidate_l1_rad": candidate["l1_rad"],
             "constant_score": candidate["constant"],
             "serving_score": None if theirs is None else theirs["score"],
+            "forgotten": decision.figures["forgotten"],
+            "old_scores": decision.figures["old"],
+            "other_regimes_scores": decision.figures["other_regimes"],
+            "thresholds": dict(job.gate),
         }
-        return {"promote": decision.promote, "reason": decision.reason, "figures": figures}
+        before = candidate["constant"] if theirs is None else theirs["score"]
+        gain = float(candidate["score"] - before) if decision.promote else 0.0
+        return {"promote": decision.promote, "reason": decision.reason, "gain": gain, "figures": figures}
 
 
 NOTHING_TO_VALIDATE = "nothing to validate it on: record a scan with purpose 'reserved', or wider scans"
@@ -269,6 +328,26 @@ def _validation_labels(job: Job, reserved: str | None) -> tuple[LabelSet | None,
         logger.warning("the reserved run %s overlaps what was trained on", labels.run_uid)
     held_out = _held_out(job)
     return (None, "") if held_out is None else (held_out, "area kept out of this run")
+
+
+def _compare(job: Job, candidate: bytes, serving: bytes, sets: Mapping[str, str]) -> list[Compared]:
+    """Both models on older label sets, those that can be read and are of the same shape."""
+    from ptycho_bluesky.training.corpus import Corpus, read_label_set
+    from ptycho_bluesky.training.evaluate import evaluate
+    from ptycho_bluesky.training.gate import Compared
+
+    found = []
+    for uid, path in sets.items():
+        try:
+            labels = read_label_set(path) if path else Corpus(job.corpus_dir).read(uid)
+            ours, theirs = (
+                float(evaluate(model, labels, num_frames=MAX_OLD_FRAMES)["score"]) for model in (candidate, serving)
+            )
+        except InputError as error:
+            logger.warning("labels of run %s are not compared: %s", uid, error)
+            continue
+        found.append(Compared(uid, ours, theirs))
+    return found
 
 
 def _score(job: Job, model: bytes | None) -> float | None:
@@ -295,6 +374,13 @@ def _parent(path: str | None, architecture: str) -> bytes | None:
     return content
 
 
+def _trained_runs(parent: bytes | None) -> list[str]:
+    """Runs that a model was trained on."""
+    from ptycho_bluesky.models.onnx_file import read_manifest
+
+    return [] if parent is None else list(read_manifest(parent).get("training_runs", ()))
+
+
 def _held_out(job: Job) -> LabelSet | None:
     """Labels of the area of this run that was kept out of the corpus, if one was."""
     from ptycho_bluesky.training.corpus import read_label_set
@@ -309,6 +395,10 @@ def _trained_positions(corpus_dir: str) -> list[NDArray[np.float64]]:
         with h5py.File(path, "r") as file:
             positions.append(np.asarray(file["position_m"]))
     return positions
+
+
+def _label_limits(job: Job) -> LabelSettings:
+    return LabelSettings(**job.reconstruct.get("labels", {}))
 
 
 def _set_threads(num_threads: int) -> None:

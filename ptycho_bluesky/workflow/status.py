@@ -55,11 +55,19 @@ def show_writer(settings: Settings, console: Console | None = None) -> None:
     (console or Console()).print(table)
 
 
-COLOUR = {"promoted": "green", "rejected": "yellow", "skipped": "dim", "failed": "red"}
+COLOUR = {
+    "promoted": "green",
+    "switched": "green",
+    "rejected": "yellow",
+    "skipped": "dim",
+    "cancelled": "dim",
+    "failed": "red",
+}
+SHOWN_RUNS = 40
 
 
 def show_worker(settings: Settings, console: Console | None = None) -> None:
-    """Print what the worker has done, and is doing, with each run.
+    """Print what the worker has done, and is doing, with the newest runs, and every run that failed.
 
     Raises
     ------
@@ -70,10 +78,14 @@ def show_worker(settings: Settings, console: Console | None = None) -> None:
     content: Mapping[str, Any] | None = read_json(settings.worker_dir / "status.json")
     if content is None:
         raise InputError(f"no worker has run on {settings.data_dir}", "", "start one with 'ptycho-bluesky worker'")
-    table = Table(title="Worker")
+    states = list(run_states(settings))
+    newest = {state.uid for state in states[-SHOWN_RUNS:]}
+    shown = [state for state in states if state.uid in newest or not state.outcome or state.outcome == "failed"]
+    title = "Worker" if len(shown) == len(states) else f"Worker: {len(shown)} of {len(states)} runs"
+    table = Table(title=title)
     for name in ("scan", "run", "purpose", "stage", "seconds", "SSIM live", "model", "reason", "updated"):
         table.add_column(name, overflow="fold")
-    for state in run_states(settings):
+    for state in shown:
         stage = read_stage(settings, state.uid) or ""
         ssim = state.figures.get("ssim_serving")
         table.add_row(
@@ -88,6 +100,12 @@ def show_worker(settings: Settings, console: Console | None = None) -> None:
             ago(state.updated_s),
         )
     console.print(table)
+    if failed := [state.uid[:8] for state in states if state.outcome == "failed"]:
+        console.print(
+            f"[red]{len(failed)} runs could not be worked on[/]; after the cause is removed: "
+            f"ptycho-bluesky worker --retry {failed[-1]}",
+            highlight=False,
+        )
     waiting, unpublished = content["waiting"], content["unpublished"]
     tiled = "answers" if content["tiled_reachable"] else "[red]does not answer[/]"
     console.print(

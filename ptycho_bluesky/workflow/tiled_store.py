@@ -8,7 +8,7 @@ The names are configurable.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ from ptycho_bluesky.config import TiledSettings
 from ptycho_bluesky.errors import InputError, UnreachableError
 from ptycho_bluesky.geometry import Geometry, ObjectFrame
 from ptycho_bluesky.records import FrameCounts, LabelSet, Measurement, Mosaic, Reconstruction
+from ptycho_bluesky.workflow.catalogue import select_metadata
 from ptycho_bluesky.workflow.client import connect, get_child, get_or_create, jsonable, reachable
 from ptycho_bluesky.workflow.model_store import TiledModelStore
 from ptycho_bluesky.workflow.run_reading import read_measurement
@@ -37,6 +38,11 @@ __all__ = ["RunSummary", "StoredMosaic", "TiledStore"]
 LIVE = "live"
 RECONSTRUCTION = "reconstruction"
 FRAME_LOG = "frame_log"
+SUMMARY = (
+    "{start: {uid: start.uid, time: start.time, scan_id: start.scan_id, "
+    "ptycho: start.ptycho && {purpose: start.ptycho.purpose || 'train'}}, stop: stop && {uid: stop.uid}}"
+)
+"""JMESPath of what a worker needs to know of a run."""
 MOSAIC_ARRAYS = ("phase_rad", "weight", "coverage", "variance")
 
 
@@ -69,6 +75,13 @@ class RunSummary:
     def purpose(self) -> str:
         """``train``, ``reserved`` or ``test``; "" for other runs."""
         return str((self.start.get("ptycho") or {}).get("purpose", "train")) if self.is_ptycho else ""
+
+    def brief(self) -> RunSummary:
+        """The same with no more of the documents than tells the run: a trajectory is long."""
+        start: dict[str, Any] = {name: self.start.get(name) for name in ("uid", "time", "scan_id")}
+        if self.is_ptycho:
+            start["ptycho"] = {"purpose": self.purpose}
+        return RunSummary(self.uid, self.time_s, start, {"uid": self.stop.get("uid")} if self.stop else None)
 
 
 @dataclass(frozen=True)
@@ -196,6 +209,25 @@ class TiledStore:
         summaries = [_summary(key, metadata) for key, metadata in found if "start" in metadata]
         return sorted(summaries, key=lambda run: run.time_s)
 
+    def run_summaries(self, since_s: float | None = None) -> Iterator[RunSummary]:
+        """Runs in no order, those that are still open included, with no more of their documents than tells one by.
+
+        Parameters
+        ----------
+        since_s : float, optional
+            Only runs that started at or after this time (seconds since the epoch).
+
+        Yields
+        ------
+        RunSummary
+            ``start`` holds ``uid``, ``time``, ``scan_id`` and the purpose, ``stop`` its uid.
+        """
+        since = None if since_s is None else ("start.time", since_s)
+        with reachable(self.uri):
+            for key, metadata in select_metadata(self.raw, SUMMARY, since):
+                if metadata and (metadata.get("start") or {}).get("uid"):
+                    yield _summary(key, metadata)
+
     def summary(self, uid: str) -> RunSummary | None:
         """Documents of one run, by its whole uid; None where there is no such run (now)."""
         with reachable(self.uri):
@@ -214,11 +246,14 @@ class TiledStore:
         object_pixel_m: float | None = None,
         prefer_file: bool | None = None,
         limit: int | None = None,
+        as_laid: bool = False,
     ) -> Measurement:
         """Read a run; see `ptycho_bluesky.workflow.run_reading.read_measurement` for arguments and errors."""
         run = self.run(uid)
         with reachable(self.uri):
-            return read_measurement(run, object_pixel_m=object_pixel_m, prefer_file=prefer_file, limit=limit)
+            return read_measurement(
+                run, object_pixel_m=object_pixel_m, prefer_file=prefer_file, limit=limit, as_laid=as_laid
+            )
 
     # --- mosaics ----------------------------------------------------------------------------------------------------
 
@@ -453,6 +488,12 @@ class TiledStore:
         with reachable(self.uri):
             found = {key: dict(node.metadata) for key, node in self.decisions.items()}
         return dict(sorted(found.items(), key=lambda item: item[1].get("time_s") or 0.0))
+
+    def decided_runs(self) -> Iterator[tuple[str, str]]:
+        """Uid of every run that was decided on, and of the stop document that it had then; page by page."""
+        with reachable(self.uri):
+            for key, stop_uid in select_metadata(self.decisions, "stop_uid"):
+                yield key, str(stop_uid or "")
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 

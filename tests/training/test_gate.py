@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.gate import decide
+from ptycho_bluesky.training.gate import Compared, Thresholds, decide
+
+SCORES = st.floats(-1, 1)
 
 
 @pytest.mark.parametrize(
@@ -26,9 +32,50 @@ def test_decisions(candidate, serving, promote, word):
 
 def test_tolerance_allows_for_a_noisy_figure():
     assert not decide({"score": 0.395}, {"score": 0.4}).promote
-    assert decide({"score": 0.395}, {"score": 0.4}, tolerance=0.01).promote
+    assert decide({"score": 0.395}, {"score": 0.4}, thresholds=Thresholds(tolerance=0.01)).promote
+
+
+def test_a_candidate_must_be_clearly_better_than_a_constant_image():
+    assert not decide({"score": 0.11, "constant": 0.1}, thresholds=Thresholds(over_constant=0.02)).promote
+    assert decide({"score": 0.13, "constant": 0.1}, thresholds=Thresholds(over_constant=0.02)).promote
+
+
+def test_what_was_forgotten_decides_for_the_same_regime_only():
+    new = ({"score": 0.7}, {"score": 0.6})
+    forgets = [Compared("a", 0.50, 0.60), Compared("b", 0.61, 0.60)]
+    decision = decide(*new, old=forgets)
+    assert not decision.promote
+    assert decision.figures["forgotten"] == pytest.approx(0.045)
+    assert "0.0450 worse on older data" in decision.reason
+    assert decide(*new, old=forgets, thresholds=Thresholds(forget_tolerance=0.05)).promote
+    reported = decide(*new, other_regimes=forgets)
+    assert reported.promote
+    assert reported.figures["forgotten"] is None
+    assert reported.figures["other_regimes"] == {"a": [0.50, 0.60], "b": [0.61, 0.60]}
+
+
+def test_a_set_without_a_score_says_nothing():
+    decision = decide({"score": 0.7}, {"score": 0.6}, old=[Compared("a", math.nan, 0.6), Compared("b", 0.6, 0.6)])
+    assert decision.promote
+    assert decision.figures["forgotten"] == 0.0
+
+
+@given(SCORES, SCORES, SCORES, st.lists(st.tuples(SCORES, SCORES), max_size=4))
+def test_nothing_worse_is_ever_promoted(ours, theirs, constant, old):
+    sets = [Compared(str(k), *pair) for k, pair in enumerate(old)]
+    decision = decide({"score": ours, "constant": constant}, {"score": theirs}, old=sets)
+    if decision.promote:
+        assert ours > max(theirs, constant)
+        assert not old or sum(each.loss for each in sets) / len(sets) <= 0.02
+    assert str(decision.figures["candidate"]) == str(ours)
 
 
 def test_models_are_compared_by_one_metric():
     with pytest.raises(InputError, match="pearson"):
         decide({"score": 1.0}, {"score": 1.0}, metric="pearson")
+
+
+@pytest.mark.parametrize("name", ["tolerance", "forget_tolerance", "over_constant"])
+def test_negative_thresholds_are_refused(name):
+    with pytest.raises(InputError, match=name):
+        Thresholds(**{name: -0.1})

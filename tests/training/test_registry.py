@@ -6,7 +6,15 @@ import pytest
 
 from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.records import ModelRecord, ModelStage
-from ptycho_bluesky.training.registry import LocalModelStore, ModelStore, content_id
+from ptycho_bluesky.training.registry import (
+    LocalModelStore,
+    ModelStore,
+    collect_garbage,
+    content_id,
+    promote,
+    rollback,
+    superfluous,
+)
 
 
 def record(content: bytes, created_s: float = 0.0, **changes) -> ModelRecord:
@@ -74,6 +82,64 @@ def test_the_last_promoted_serves_and_rollback_brings_back_the_one_before(store)
     assert store.serving().model_id == content_id(b"two")
     assert [h["stage"] for h in store.history(content_id(b"one"))] == ["candidate", "promoted", "retired"]
     assert [r.model_id for r in store.records()] == [content_id(n) for n in (b"one", b"two", b"three")]
+
+
+def put_all(store, *names: bytes, **changes) -> list[str]:
+    for name in names:
+        store.put(record(name, time.time(), **changes), name)
+    return [content_id(name) for name in names]
+
+
+def test_one_model_a_regime_stays_promoted_and_rollback_brings_back_the_one_before(store):
+    one, two = put_all(store, b"one", b"two", regime={"probe": "a"})
+    (other,) = put_all(store, b"other", regime={"probe": "b"})
+    for model_id in (one, other, two):
+        promote(store, model_id, "better")
+        time.sleep(0.002)
+    stages = {each.model_id: each.stage for each in store.records()}
+    assert stages == {one: ModelStage.RETIRED, two: ModelStage.PROMOTED, other: ModelStage.PROMOTED}
+    assert store.serving().model_id == two
+    assert store.serving({"probe": "b"}).model_id == other
+    retired, serving = rollback(store, {"probe": "a"}, "stripes")
+    assert (retired.model_id, serving.model_id) == (two, one)
+    assert store.history(two)[-1] == {
+        "stage": "retired",
+        "reason": "stripes",
+        "time_s": pytest.approx(time.time(), abs=60),
+    }
+    assert rollback(store, {"probe": "a"})[1] is None
+    with pytest.raises(InputError, match="no model serves"):
+        rollback(store, {"probe": "a"})
+    assert store.serving().model_id == other
+
+
+def test_garbage_is_what_nobody_will_ask_for_again(store):
+    retired = put_all(store, *(f"retired {k}".encode() for k in range(5)))
+    rejected = put_all(store, *(f"rejected {k}".encode() for k in range(4)))
+    (candidate,) = put_all(store, b"candidate")
+    (serving,) = put_all(store, b"serving", parent_id=retired[0])
+    for model_id in retired:
+        promote(store, model_id)
+        time.sleep(0.002)
+    for model_id in rejected:
+        store.set_stage(model_id, ModelStage.REJECTED, "worse")
+    promote(store, serving)
+    assert superfluous(store, keep=2) == []  # all are too young
+    found = collect_garbage(store, keep=2, min_age_s=0.0)
+    assert {each.model_id for each in found} == {*retired[1:3], *rejected[:2]}
+    assert collect_garbage(store, keep=2, min_age_s=0.0) == []
+    assert len(store.records()) == 11
+    for model_id in (candidate, serving, *retired[3:], retired[0]):
+        store.get(model_id)
+    with pytest.raises(InputError, match="collected as garbage"):
+        store.get(retired[1])
+    with pytest.raises(InputError, match="collected as garbage"):
+        promote(store, retired[1])
+    assert "collected" in store.history(retired[1])[-1]["reason"]
+    store.put(record(b"retired 1"), b"retired 1")
+    assert store.get(retired[1])[0].stage is ModelStage.RETIRED
+    with pytest.raises(InputError, match="keep"):
+        superfluous(store, keep=-1)
 
 
 def test_a_model_serves_its_regime_only(store):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.update_policy import Finding, PolicyState, UpdatePolicy, mismatch
+from ptycho_bluesky.training.update_policy import Action, Finding, PolicyState, UpdatePolicy, mismatch
 
 POLICY = UpdatePolicy(tolerance=0.1, probe_interval_s=100.0)
 
@@ -93,7 +93,70 @@ def test_a_change_is_noticed_within_one_interval(times):
             assert time_s - looked[-1] < POLICY.probe_interval_s
 
 
-@pytest.mark.parametrize("values", [{"tolerance": 0.0}, {"tolerance": 1.0}, {"probe_interval_s": -1.0}])
+SETTLING = UpdatePolicy(tolerance=0.1, probe_interval_s=100.0, settle_gain=0.05, patience=2)
+
+
+@pytest.mark.parametrize(
+    ("finding", "after"),
+    [
+        (Finding(0, None, 0.3), PolicyState.SETTLING),
+        (Finding(0, None, 0.01), PolicyState.FOLLOWING),
+        (Finding(0, 0.5, 0.05), PolicyState.SETTLING),
+        (Finding(0, 0.5, 0.0), PolicyState.FOLLOWING),
+        (Finding(0, 0.01, 0.2), PolicyState.SETTLING),
+        (Finding(0, 0.01, 0.01), PolicyState.SUSPENDED),
+        (Finding(0, 0.01), PolicyState.SUSPENDED),
+        (Finding(0, 0.5), PolicyState.FOLLOWING),
+    ],
+)
+@pytest.mark.parametrize("before", list(PolicyState))
+def test_every_transition(before, finding, after):
+    assert SETTLING.after(before, finding) is after
+    assert SETTLING.after(before, Finding(0, None, pending=True)) is before
+
+
+@pytest.mark.parametrize(
+    ("state", "found", "action"),
+    [
+        (PolicyState.FOLLOWING, 0.05, Action.LEAVE),
+        (PolicyState.FOLLOWING, 0.2, Action.RETRAIN),
+        (PolicyState.SETTLING, 0.05, Action.RETRAIN),
+        (PolicyState.SETTLING, 0.2, Action.RETRAIN),
+        (PolicyState.SUSPENDED, 0.05, Action.LEAVE),
+        (PolicyState.SUSPENDED, 0.2, Action.RETRAIN),
+        (PolicyState.SUSPENDED, None, Action.RETRAIN),
+    ],
+)
+def test_every_action(state, found, action):
+    assert SETTLING.act(state, found) is action
+
+
+def test_retraining_goes_on_while_it_gains():
+    findings = [Finding(0, None, 0.4), Finding(1, 0.02, 0.06)]
+    assert SETTLING.state(findings) is PolicyState.SETTLING
+    assert SETTLING.state([*findings, Finding(2, 0.01, 0.02)]) is PolicyState.SUSPENDED
+
+
+def test_what_training_does_not_help_is_left_alone():
+    findings = [Finding(0, None, 0.01), Finding(1, 0.3, 0.0), Finding(2, 0.3, 0.0)]
+    assert SETTLING.state(findings[:2]) is PolicyState.FOLLOWING
+    assert SETTLING.state(findings) is PolicyState.SUSPENDED
+    # It is probed, and a retraining that gains brings it back.
+    assert SETTLING.looks_at(102.0, findings)[0]
+    assert SETTLING.state([*findings, Finding(102, 0.3, 0.02)]) is PolicyState.FOLLOWING
+
+
+def test_a_run_that_is_being_looked_at_counts_as_a_look():
+    findings = [Finding(0, 0.0), Finding(150, None, pending=True)]
+    assert SETTLING.state(findings) is PolicyState.SUSPENDED
+    assert not SETTLING.looks_at(200.0, findings)[0]
+    assert SETTLING.looks_at(250.0, findings)[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"tolerance": 0.0}, {"tolerance": 1.0}, {"probe_interval_s": -1.0}, {"settle_gain": 0.0}, {"patience": 0}],
+)
 def test_bad_policies_are_refused(values):
     with pytest.raises(InputError, match=next(iter(values))):
         UpdatePolicy(**values)

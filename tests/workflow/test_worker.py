@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from ptycho_bluesky.training.corpus import Corpus, write_label_set
 from ptycho_bluesky.workflow.executors import InlineExecutor, make_executor, stop_executor
 from ptycho_bluesky.workflow.files import read_json, write_bytes, write_json
 from ptycho_bluesky.workflow.measurement_file import read_measurement_file
-from ptycho_bluesky.workflow.run_state import RunState, forget_outcome, read_stage, run_folder, run_states
+from ptycho_bluesky.workflow.requests import ask_cancel, ask_retry
+from ptycho_bluesky.workflow.run_state import RunState, read_stage, run_folder, run_states
 from ptycho_bluesky.workflow.server import start_server
 from ptycho_bluesky.workflow.stages import Job
 from ptycho_bluesky.workflow.status import show_worker
@@ -45,6 +46,10 @@ class QuickStages:
     def __init__(self, log: Path, fail: dict[str, int] | None = None, scores: Sequence[float] = ()) -> None:
         self.log, self.fail, self.scores = log, dict(fail or {}), list(scores)
         self.serving_scores: list[float] = []
+        self.rival_scores: list[float] = []
+        self.gains: list[float] = []
+        self.probes: dict[str, float] = {}
+        """Curvature of the probe of some runs; a plane wave for the others."""
 
     def _called(self, stage: str, job: Job) -> None:
         with self.log.open("a") as file:
@@ -86,7 +91,7 @@ class QuickStages:
             amplitude=np.ones((n, 32, 32), dtype=np.float32),
             position_m=measurement.position_m,
             frame_index=measurement.frame_index,
-            probe=np.ones((1, 32, 32), dtype=np.complex64),
+            probe=curved_probe(self.probes.get(measurement.run_uid, 0.0)),
             weight=np.ones((32, 32), dtype=np.float32),
             pixel_size_m=GEOMETRY.object_pixel_m,
             geometry=GEOMETRY,
@@ -125,11 +130,23 @@ class QuickStages:
         write_json(job.files.record, record.as_dict())
         return {"model_id": record.model_id, "figures": {"train_runs": len(runs)}}
 
-    def gate(self, job: Job, reserved: str | None, serving: str | None) -> dict[str, Any]:
+    def score(self, job: Job, model: str) -> dict[str, Any]:
+        self._called("score", job)
+        return {"score": self.rival_scores.pop(0)}
+
+    def gate(
+        self, job: Job, reserved: str | None, serving: str | None, older: Mapping[str, str], foreign: Mapping[str, str]
+    ) -> dict[str, Any]:
         self._called("gate", job)
         score = self.scores.pop(0) if self.scores else 1.0
-        figures = {"candidate_score": score, "validated_on": reserved}
-        return {"promote": score >= 0.5, "reason": f"scores {score}", "figures": figures}
+        figures = {"candidate_score": score, "validated_on": reserved, "older": list(older), "foreign": list(foreign)}
+        gain = self.gains.pop(0) if self.gains else 0.001
+        return {"promote": score >= 0.5, "reason": f"scores {score}", "gain": gain, "figures": figures}
+
+
+def curved_probe(curvature: float) -> np.ndarray:
+    y, x = np.indices((32, 32)) - 16
+    return np.exp(1j * curvature * (y**2 + x**2))[None].astype(np.complex64)
 
 
 def put_run(store, raw_dir, **options):
@@ -239,7 +256,7 @@ class TestRuns:
         assert list(run_states(other)) == []
 
     def test_follows_runs_only_while_the_model_does_not_fit(self, quick, store, raw_dir, stages):
-        quick.worker.update = "on_mismatch"
+        quick.worker.update, quick.worker.max_in_flight = "on_mismatch", 1
         runs = [put_run(store, raw_dir, seed=seed) for seed in range(4)]
         # The first run has no model to be compared with; 0.8 is the score at its model's promotion.
         stages.serving_scores = [0.6, 0.79]
@@ -262,6 +279,100 @@ class TestRuns:
         stages.serving_scores = [0.8, 0.5]
         work_once(quick, stages)
         assert [store.decision(run.uid)["outcome"] for run in runs] == ["promoted", "skipped", "promoted"]
+
+    def test_follows_while_retraining_gains(self, quick, store, raw_dir, stages):
+        quick.worker.update, quick.worker.max_in_flight, quick.worker.settle_gain = "on_mismatch", 1, 0.05
+        runs = [put_run(store, raw_dir, seed=seed) for seed in range(5)]
+        stages.serving_scores, stages.gains = [0.79, 0.79, 0.79], [0.3, 0.06, 0.01]
+        work_once(quick, stages)
+        decisions = [store.decision(run.uid) for run in runs]
+        assert [each["outcome"] for each in decisions] == ["promoted"] * 3 + ["skipped"] * 2
+        assert "the last retraining still gained much" in decisions[1]["decisions"]["retrain"]["reason"]
+        assert "left alone" in decisions[3]["reason"]
+
+    def test_gives_up_on_what_training_does_not_help(self, quick, store, raw_dir, stages):
+        quick.worker.update, quick.worker.max_in_flight, quick.worker.patience = "on_mismatch", 1, 2
+        runs = [put_run(store, raw_dir, seed=seed) for seed in range(4)]
+        stages.serving_scores, stages.scores, stages.gains = [0.4, 0.4, 0.4], [0.9, 0.1, 0.1], [0.01, 0.0, 0.0]
+        work_once(quick, stages)
+        outcomes = [store.decision(run.uid)["outcome"] for run in runs]
+        assert outcomes == ["promoted", "rejected", "rejected", "skipped"]
+
+    def test_a_regime_has_its_own_model(self, quick, store, raw_dir, stages):
+        """Another probe founds a regime; when the first one comes back, its model serves again, untrained."""
+        quick.worker.update, quick.worker.max_in_flight = "on_mismatch", 1
+        flat, curved, back = [put_run(store, raw_dir, seed=seed) for seed in range(3)]
+        stages.probes = {curved.uid: 0.05}
+        stages.serving_scores, stages.rival_scores = [0.2, 0.3], [0.78]
+        work_once(quick, stages)
+        first, second, third = (store.decision(run.uid) for run in (flat, curved, back))
+        assert (first["outcome"], second["outcome"], third["outcome"]) == ("promoted", "promoted", "switched")
+        assert first["regime"]["probe"] == third["regime"]["probe"] == flat.uid
+        assert second["regime"]["probe"] == curved.uid
+        assert second["figures"]["probe_similarities"][flat.uid] < 0.5
+        # Data of another regime are shown to the gate as such.
+        assert (second["figures"]["older"], second["figures"]["foreign"]) == ([], [flat.uid])
+        records = {record.regime["probe"]: record for record in store.model_store.records()}
+        assert all(record.stage is ModelStage.PROMOTED for record in records.values())
+        assert records[curved.uid].training_runs == (curved.uid,)
+        assert store.model_store.serving().model_id == records[flat.uid].model_id
+        assert "train" not in stages.calls(back.uid)
+
+    def test_runs_overlap_and_are_learned_from_in_order(self, quick, store, raw_dir, stages, monkeypatch):
+        """The second run is labelled while the first is trained on; the corpus of the first does not hold it."""
+        quick.worker.max_in_flight = 2
+        first, second = (put_run(store, raw_dir, seed=seed) for seed in range(2))
+        labelled, true_label, true_train = threading.Event(), stages.label, stages.train
+
+        def label(job, *arguments):
+            result = true_label(job, *arguments)
+            if job.folder.endswith(second.uid):
+                labelled.set()
+            return result
+
+        def train(job, *arguments):
+            if job.folder.endswith(first.uid):
+                assert labelled.wait(30)
+            return true_train(job, *arguments)
+
+        stages.label, stages.train = label, train
+        work_once(quick, stages)
+        decisions = [store.decision(run.uid) for run in (first, second)]
+        assert [each["outcome"] for each in decisions] == ["promoted"] * 2
+        records = [store.model_store.get(each["model_id"])[0] for each in decisions]
+        assert records[0].training_runs == (first.uid,)
+        assert records[1].training_runs == (first.uid, second.uid)
+        assert records[0].stage is ModelStage.RETIRED
+        assert decisions[1]["parent_id"] == decisions[0]["model_id"]
+
+    def test_cancelled(self, quick, store, raw_dir, stages):
+        working, waiting, third = (put_run(store, raw_dir, seed=seed) for seed in range(3))
+        quick.worker.max_in_flight = 1
+        begun, true_train = threading.Event(), stages.train
+
+        def train(job, *arguments):
+            begun.set()
+            wait_for(lambda: (Path(job.folder) / "cancel").exists())
+            raise RuntimeError("stopped")
+
+        stages.train = train
+        with Running(quick, stages):
+            assert begun.wait(30)
+            stages.train = true_train
+            assert ask_cancel(quick, working.uid[:8]) == working.uid
+            ask_cancel(quick, waiting.uid)
+            wait_for(lambda: store.decision(third.uid))
+        assert [store.decision(run.uid)["outcome"] for run in (working, waiting, third)] == [
+            "cancelled",
+            "cancelled",
+            "promoted",
+        ]
+        assert stages.calls(waiting.uid) == []
+        with pytest.raises(InputError, match="cancelled already"):
+            ask_cancel(quick, working.uid)
+        assert ask_retry(quick, working.uid[:8]) == working.uid
+        work_once(quick, stages)
+        assert store.decision(working.uid)["outcome"] == "promoted"
 
     def test_ignores_other_runs(self, quick, store, raw_dir, stages):
         scan = make_scan()
@@ -314,7 +425,7 @@ class TestRuns:
 
 class TestFailures:
     def test_repeats_a_stage(self, quick, store, raw_dir, stages, monkeypatch):
-        monkeypatch.setattr("ptycho_bluesky.workflow.worker.FIRST_PAUSE_S", 0.01)
+        monkeypatch.setattr("ptycho_bluesky.workflow.run_work.FIRST_PAUSE_S", 0.01)
         stages.fail = {"reconstruct": 2}
         scan = put_run(store, raw_dir)
         work_once(quick, stages)
@@ -322,7 +433,7 @@ class TestFailures:
         assert stages.calls(scan.uid).count("reconstruct") == 3
 
     def test_gives_up_with_a_reason(self, quick, store, raw_dir, stages, monkeypatch):
-        monkeypatch.setattr("ptycho_bluesky.workflow.worker.FIRST_PAUSE_S", 0.01)
+        monkeypatch.setattr("ptycho_bluesky.workflow.run_work.FIRST_PAUSE_S", 0.01)
         stages.fail = {"label": 100}
         bad = put_run(store, raw_dir)
         work_once(quick, stages)
@@ -334,12 +445,12 @@ class TestFailures:
         work_once(quick, stages)
         assert store.decision(good.uid)["outcome"] == "promoted"
         assert store.decision(bad.uid)["outcome"] == "failed"
-        assert forget_outcome(quick, bad.uid[:8]) == bad.uid
+        assert ask_retry(quick, bad.uid[:8]) == bad.uid
         work_once(quick, stages)
         assert store.decision(bad.uid)["outcome"] == "promoted"
         assert stages.calls(bad.uid).count("reconstruct") == 1
         with pytest.raises(InputError, match="begin so"):
-            forget_outcome(quick, "nothing")
+            ask_retry(quick, "nothing")
 
     def test_bad_input_is_not_repeated(self, quick, store, raw_dir, stages):
         def refuse(job):
@@ -351,6 +462,15 @@ class TestFailures:
         decision = store.decision(scan.uid)
         assert decision["outcome"] == "failed"
         assert decision["reason"] == "reconstruct: negative counts. counts are never negative."
+
+    def test_gives_up_on_a_run_that_kills_the_worker(self, quick, store, raw_dir, stages):
+        scan = put_run(store, raw_dir)
+        folder = run_folder(quick, scan.uid)
+        stop = store.summary(scan.uid).stop["uid"]
+        folder.save(RunState(scan.uid, stop, begun={"reconstruct": 14}))
+        work_once(quick, stages)
+        assert store.decision(scan.uid)["outcome"] == "failed"
+        assert store.decision(scan.uid)["reason"] == "reconstruct was begun 14 times and never ended"
 
     def test_goes_on_after_any_stage(self, quick, store, raw_dir, stages, monkeypatch):
         """Killed at each step in turn: every stage is computed once, or twice where it was cut."""
@@ -500,7 +620,7 @@ class TestProcess:
     def test_unreachable(self, tmp_path):
         settings = make_settings(tmp_path)
         with pytest.raises(UnreachableError, match="ptycho-bluesky tiled"):
-            Worker(settings)._connected()
+            Worker(settings)._connections.store()
 
 
 def is_running(pid: str) -> bool:

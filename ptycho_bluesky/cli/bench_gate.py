@@ -1,0 +1,58 @@
+"""``ptycho-bluesky bench gate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ptycho_bluesky.cli.options import VerboseOption, setup
+
+__all__ = ["gate"]
+
+
+def gate(
+    scans: Annotated[int, typer.Option(help="Scans of the experiment.", min=8)] = 40,
+    size: Annotated[int, typer.Option(help="Rows and columns of a frame.")] = 64,
+    budget: Annotated[int, typer.Option(help="Frame-updates of a retraining.", min=100)] = 4000,
+    probe_scans: Annotated[int, typer.Option(help="Scans after which the policy looks again.", min=1)] = 4,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to keep everything in; what was cut short goes on.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare the update policy with retraining on every scan, while sample, probe and dose change.
+
+    Both learn with the same budget, warm start and corpus from the same simulated scans; at the end candidates with
+    shuffled labels are offered to the gate, and the last promotion is taken back.
+
+    Example: [cyan]ptycho-bluesky bench gate --out gate --json gate.json[/]
+    """
+    setup(verbose=verbose)
+    import logging
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from ptycho_bluesky.bench.gate import GateBench, run
+    from ptycho_bluesky.bench.gate_scans import ScanOptions
+    from ptycho_bluesky.bench.rows import table, write_report
+
+    if not verbose:
+        logging.getLogger("ptycho_bluesky").setLevel(logging.WARNING)
+    usual = ScanOptions()
+    # A shorter experiment changes at the same parts of its length.
+    changes = {
+        name: round(getattr(usual, name) * scans / usual.num_scans)
+        for name in ("sample_change", "probe_drift", "dose_change")
+    }
+    options = GateBench(
+        scans=replace(usual, size_px=size, num_scans=scans, **changes), frames_per_scan=budget, probe_scans=probe_scans
+    )
+    with Console(stderr=True).status("starting") as status:
+        report = run(options, out, status.update)
+    Console().print(table(report.rows, "gate"))
+    if json is not None:
+        write_report(json, "gate", report.rows, **report.extra)

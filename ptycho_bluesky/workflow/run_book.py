@@ -1,0 +1,189 @@
+"""What is known of every run that the worker has taken up: a few figures a run, in memory and in one file.
+
+The policy asks about all earlier runs whenever a new one comes. Their states are a file each; with tens of thousands of
+runs these are not opened again and again, nor at every start: a line a finished run in ``index.jsonl`` is enough.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ptycho_bluesky.config import Settings
+from ptycho_bluesky.training.regime import same_geometry
+from ptycho_bluesky.workflow.client import jsonable
+from ptycho_bluesky.workflow.run_state import RunFolder, RunState, run_folder
+
+__all__ = ["RunBook", "RunNote"]
+
+logger = logging.getLogger(__name__)
+
+INDEX = "index.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class RunNote:
+    """What others need to know of a run.
+
+    Attributes
+    ----------
+    uid, stop_uid, purpose, outcome : str
+        As in `RunState`.
+    time_s : float
+        Start of the run.
+    regime : dict
+        ``image_shape``, ``pixel_size_m`` and, once it is known, ``probe``.
+    accepted : bool
+        Whether its labels may be used.
+    looked : bool
+        Whether the policy has decided to look at it.
+    validated : bool
+        Whether the serving model was compared with its labels.
+    mismatch, gain : float or None
+        See `ptycho_bluesky.training.update_policy.Finding`.
+    held_out : int
+        Frames of its held-out area.
+    """
+
+    uid: str
+    stop_uid: str = ""
+    purpose: str = "train"
+    outcome: str = ""
+    time_s: float = 0.0
+    regime: dict[str, Any] = field(default_factory=dict)
+    accepted: bool = False
+    looked: bool = False
+    validated: bool = False
+    mismatch: float | None = None
+    gain: float | None = None
+    held_out: int = 0
+
+    @classmethod
+    def of(cls, state: RunState) -> RunNote:
+        """Note of a state."""
+        label, validated = state.done.get("label", {}), state.done.get("validate")
+        return cls(
+            uid=state.uid,
+            stop_uid=state.stop_uid,
+            purpose=state.purpose,
+            outcome=state.outcome,
+            time_s=state.time_s,
+            regime=dict(state.regime),
+            accepted=bool(label.get("accepted")),
+            looked=bool(state.done.get("look", {}).get("go_on")),
+            validated=validated is not None,
+            mismatch=(validated or {}).get("figures", {}).get("mismatch"),
+            gain=state.done.get("gate", {}).get("gain"),
+            held_out=int(label.get("held_out_frames") or 0),
+        )
+
+
+class RunBook:
+    """Notes of every run, kept up with their states.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``worker_dir`` holds the states and the index.
+
+    Notes
+    -----
+    May be used from several threads. One process writes (the worker); `load` reads the index and the states of what is
+    not in it. The state of a run is the truth: a line that is missing or damaged costs reading one file.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._index = settings.worker_dir / INDEX
+        self._lock = threading.Lock()
+        self._notes: dict[str, RunNote] = {}
+
+    def load(self) -> None:
+        """Read what is on disk."""
+        notes = self._read_index()
+        folder = self._settings.worker_dir
+        names = [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
+        present = set(names)
+        notes = {uid: note for uid, note in notes.items() if uid in present}
+        for name in names:
+            if name not in notes and (state := RunFolder(folder / name).load()) is not None:
+                notes[name] = RunNote.of(state)
+        with self._lock:
+            self._notes = notes
+
+    def _read_index(self) -> dict[str, RunNote]:
+        notes: dict[str, RunNote] = {}
+        try:
+            lines = self._index.read_bytes().splitlines()
+        except FileNotFoundError:
+            return notes
+        for line in lines:
+            try:
+                note = RunNote(**json.loads(line))
+            except (ValueError, TypeError):
+                logger.debug("%s: a damaged line is passed over", self._index)
+                continue
+            if note.outcome:
+                notes[note.uid] = note
+            else:
+                notes.pop(note.uid, None)
+        return notes
+
+    def save(self, folder: RunFolder, state: RunState) -> None:
+        """Write a state and note it; a finished run gets a line in the index, one taken up again loses it."""
+        before = self._notes.get(state.uid)
+        if before is not None and before.outcome and not state.outcome:
+            self._append(RunNote(state.uid))
+        folder.save(state)
+        note = RunNote.of(state)
+        with self._lock:
+            self._notes[state.uid] = note
+        if state.outcome:
+            self._append(note)
+
+    def reread(self, uid: str) -> None:
+        """Take a state from disk that another process has changed."""
+        state = run_folder(self._settings, uid).load()
+        with self._lock:
+            self._notes.pop(uid, None)
+            if state is not None:
+                self._notes[uid] = RunNote.of(state)
+        if state is not None and not state.outcome:
+            self._append(RunNote(uid))
+
+    def forget(self, uid: str) -> None:
+        """A run is begun anew."""
+        self._append(RunNote(uid))
+        with self._lock:
+            self._notes.pop(uid, None)
+
+    def get(self, uid: str) -> RunNote | None:
+        """Note of a run, None when it was never taken up."""
+        return self._notes.get(uid)
+
+    def __len__(self) -> int:
+        return len(self._notes)
+
+    def notes(self) -> list[RunNote]:
+        """Every note, in the order of the runs."""
+        with self._lock:
+            found = list(self._notes.values())
+        return sorted(found, key=lambda note: (note.time_s, note.uid))
+
+    def like(self, state: RunState, *, probe: bool = False) -> Iterator[RunNote]:
+        """Other runs of the same geometry, and of the same regime if asked, in their order."""
+        for note in self.notes():
+            if note.uid == state.uid or not same_geometry(note.regime, state.regime):
+                continue
+            if not probe or note.regime.get("probe") == state.regime.get("probe"):
+                yield note
+
+    def _append(self, note: RunNote) -> None:
+        self._index.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock, self._index.open("a") as file:
+            file.write(json.dumps(jsonable(asdict(note))) + "\n")

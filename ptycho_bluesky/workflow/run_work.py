@@ -1,0 +1,473 @@
+"""One run through the stages of the worker, from its data to a decision."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ptycho_bluesky.config import Settings
+from ptycho_bluesky.errors import InputError, StorageError, UnreachableError
+from ptycho_bluesky.records import Measurement, ModelRecord, ModelStage
+from ptycho_bluesky.training.registry import ModelStore, promote
+from ptycho_bluesky.training.update_policy import mismatch
+from ptycho_bluesky.workflow.compute import Compute
+from ptycho_bluesky.workflow.files import write_bytes
+from ptycho_bluesky.workflow.lane import Lane
+from ptycho_bluesky.workflow.measurement_file import write_measurement_file
+from ptycho_bluesky.workflow.regimes import Regimes
+from ptycho_bluesky.workflow.run_book import RunBook
+from ptycho_bluesky.workflow.run_state import RunState, run_folder
+from ptycho_bluesky.workflow.stages import Job, Stages
+from ptycho_bluesky.workflow.tiled_store import RunSummary
+from ptycho_bluesky.workflow.updating import looks_at, needs_training, note_mismatch
+
+__all__ = ["RunWork", "Shared", "Stopping", "Store", "StoreSource", "Withdrawn"]
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
+OLD_SETS = 6
+"""Older label sets on which a candidate is tested for what it forgot."""
+
+
+class Stopping(Exception):  # noqa: N818 it is no error
+    """The worker was asked to end."""
+
+
+class Withdrawn(Exception):  # noqa: N818 it is no error
+    """A run is being written anew; its next stop document will be heard of."""
+
+
+@dataclass
+class _Finished(Exception):  # noqa: N818 it is no error
+    """A run has come to its end before its last stage."""
+
+    outcome: str
+    reason: str
+
+
+class Store(Protocol):
+    """What a run asks Tiled for; `ptycho_bluesky.workflow.tiled_store.TiledStore` is one."""
+
+    @property
+    def model_store(self) -> ModelStore:
+        """The model registry."""
+        ...
+
+    def read_run(self, uid: str, *, object_pixel_m: float | None = None) -> Measurement:
+        """Frames of a run."""
+        ...
+
+    def stop_uid(self, uid: str) -> str:
+        """Uid of a run's stop document, "" while it has none."""
+        ...
+
+
+class StoreSource(Protocol):
+    """Gives each thread its store."""
+
+    def store(self) -> Store:
+        """Connection of this thread."""
+        ...
+
+
+@dataclass
+class Shared:
+    """What the runs under way at one worker share.
+
+    Attributes
+    ----------
+    settings : Settings
+    stages : Stages
+    compute : Compute
+    connections : StoreSource
+    book : RunBook
+    lane : Lane
+    stop : Event
+        Set when the worker ends.
+    cancelled : set of str
+        Runs that a person has given up.
+    """
+
+    settings: Settings
+    stages: Stages
+    compute: Compute
+    connections: StoreSource
+    book: RunBook
+    lane: Lane
+    stop: threading.Event
+    cancelled: set[str]
+
+
+class RunWork:
+    """Works on one run.
+
+    Parameters
+    ----------
+    shared : Shared
+    run : RunSummary
+
+    Notes
+    -----
+    Up to its labels a run is worked on beside others; then it waits for the older ones, so that each is compared with
+    the model that the runs before it led to, and learned from in the order of the experiment.
+    """
+
+    def __init__(self, shared: Shared, run: RunSummary) -> None:
+        self.shared, self.settings = shared, shared.settings
+        self.uid = run.uid
+        self.folder = run_folder(shared.settings, run.uid)
+        stop_uid = str((run.stop or {}).get("uid", ""))
+        state = self.folder.load()
+        if state is not None and state.stop_uid != stop_uid:
+            # It was closed for a dead session that was alive after all: its data are others now.
+            self.folder.clear()
+            shared.book.forget(run.uid)
+            state = None
+        if state is None:
+            state = RunState(run.uid, stop_uid, run.purpose, run.start.get("scan_id"), run.time_s)
+            # Older runs are asked whether they are under way, before this one has begun.
+            shared.book.save(self.folder, state)
+        self.state = state
+        shared.lane.register(run.uid, run.time_s)
+
+    def run(self) -> RunState:
+        """Go through the stages; those that are done are passed over.
+
+        Returns
+        -------
+        RunState
+            With its outcome.
+
+        Raises
+        ------
+        Withdrawn
+            The run is being written anew.
+        Stopping
+            The worker ends.
+        UnreachableError, StorageError
+            Tiled is away or the disk is full: nothing is lost, run it again.
+        """
+        state = self.state
+        logger.info("run %s (scan %s, %s) is taken up", state.uid, state.scan_id, state.purpose)
+        try:
+            try:
+                outcome, reason = self._learn()
+            except _Finished as end:
+                outcome, reason = end.outcome, end.reason
+            except (StorageError, UnreachableError):
+                raise
+            except InputError as error:
+                outcome, reason = "failed", f"{state.stage}: {error}"
+            state.stage, state.outcome, state.reason = "", outcome, reason
+            self._save()
+        finally:
+            self.shared.lane.leave(state.uid)
+        log = logger.error if outcome == "failed" else logger.info
+        log("run %s: %s (%s)", state.uid, outcome, reason)
+        return state
+
+    # --- the stages in their order ------------------------------------------------------------------------------------
+
+    def _learn(self) -> tuple[str, str]:
+        self._give_up()
+        self._read()
+        self._decide("look", looks_at, "left alone: ")
+        job, stages, state = self._job(), self.shared.stages, self.state
+        self._compute("reconstruct", stages.reconstruct, job)
+        reserved = self._reserved_labels()
+        self._compute("label", stages.label, job, state.purpose, reserved is not None)
+        self.shared.lane.prepared(state.uid)
+        label = state.done["label"]
+        if not label["accepted"]:
+            raise _Finished("skipped", f"its labels are not used: {label['reason']}")
+        with self.shared.lane.turn(state.uid, self._give_up):
+            return self._learn_in_turn(job, reserved)
+
+    def _learn_in_turn(self, job: Job, reserved: str | None) -> tuple[str, str]:
+        """What depends on the models and the findings of the runs before."""
+        state, stages = self.state, self.shared.stages
+        serving = self._fetch("parent", self._serving())
+        self._compute("validate", stages.validate, job, serving)
+        note_mismatch(state)
+        self._assign_regime()
+        if state.purpose != "train":
+            raise _Finished("skipped", f"purpose '{state.purpose}': never trained on")
+        self._decide("retrain", needs_training, "")
+        self._switch(job)
+        parent = self._training_parent(serving)
+        self._compute("train", stages.train, job, self._corpus_runs(), parent, state.regime)
+        rival = self._fetch("serving", self._serving())
+        older, foreign = self._older_sets(reserved)
+        self._compute("gate", stages.gate, job, reserved, rival, older, foreign)
+        return self._register()
+
+    def _give_up(self) -> None:
+        """Raise when the worker ends or the run was given up."""
+        if self.shared.stop.is_set():
+            raise Stopping
+        if self.uid in self.shared.cancelled:
+            raise _Finished("cancelled", "cancelled by hand")
+
+    def _decide(self, name: str, rule: Callable[[Settings, RunBook, RunState], tuple[bool, str]], prefix: str) -> None:
+        """Ask the policy once, keep its answer, and end the run's work where it says no."""
+        if name not in self.state.done:
+            go_on, reason = rule(self.settings, self.shared.book, self.state)
+            self.state.done[name] = {"go_on": go_on, "reason": reason}
+            self._save()
+        if not self.state.done[name]["go_on"]:
+            raise _Finished("skipped", f"{prefix}{self.state.done[name]['reason']}")
+
+    def _read(self) -> None:
+        state = self.state
+        if "read" in state.done and self.folder.measurement.exists():
+            return
+        begun = self._begin("read")
+        measurement = self._measurement()
+        exit_status = measurement.metadata.get("exit_status")
+        if len(measurement) < self.settings.worker.min_frames:
+            raise _Finished(
+                "skipped",
+                f"{len(measurement)} frames are too few (at least {self.settings.worker.min_frames}); "
+                f"the run ended with {exit_status}",
+            )
+        write_measurement_file(self.folder.measurement, measurement)
+        shape = np.shape(measurement.image)[1:]
+        state.regime = {
+            "image_shape": [int(size) for size in shape],
+            "pixel_size_m": float(f"{measurement.pixel_size_m:.4g}") if measurement.pixel_size_m else None,
+        }
+        self._end("read", begun, {"frames": len(measurement), "exit_status": exit_status})
+
+    def _measurement(self) -> Measurement:
+        """Read a run; one that the writer is replacing meanwhile is left alone."""
+        store = self.shared.connections.store()
+        try:
+            return store.read_run(self.uid, object_pixel_m=self.settings.geometry.object_pixel_m)
+        finally:
+            # Also when it could not be read: a run that is half written may look like bad input.
+            if store.stop_uid(self.uid) != self.state.stop_uid:
+                raise Withdrawn
+
+    def _job(self) -> Job:
+        worker = self.settings.worker
+        return Job(
+            folder=str(self.folder.path),
+            corpus_dir=str(self.settings.corpus_dir),
+            reconstruct=self.settings.reconstruct.model_dump(),
+            train=self.settings.train.model_dump(),
+            one_budget=worker.update == "on_mismatch",
+            stop_file=str(self.settings.worker_dir / "stop"),
+            gate={
+                "tolerance": worker.gate_tolerance,
+                "forget_tolerance": worker.forget_tolerance,
+                "over_constant": worker.over_constant,
+            },
+        )
+
+    def _reserved_labels(self) -> str | None:
+        """Label set of the newest reserved run of the same geometry that began before this one, once it is there.
+
+        A model that is retrained on a mismatch is tested on what did not fit: an area kept out of the run itself.
+        """
+        if self.settings.worker.update == "on_mismatch":
+            return None
+        if self.state.purpose == "train":
+            self.shared.lane.wait_prepared(self.uid, self._is_reserved, self._give_up)
+        newest = None
+        for note in self.shared.book.like(self.state):
+            if note.purpose == "reserved" and note.accepted:
+                newest = run_folder(self.settings, note.uid).labels
+        return None if newest is None or not newest.exists() else str(newest)
+
+    def _is_reserved(self, uid: str) -> bool:
+        note = self.shared.book.get(uid)
+        return note is not None and note.purpose == "reserved"
+
+    def _assign_regime(self) -> None:
+        """Tell the regime by the probe of the labels."""
+        state = self.state
+        if "regime" not in state.done:
+            match = Regimes(self.settings).assign(self.folder, state)
+            state.done["regime"] = {} if match is None else match
+        if state.done["regime"]:
+            state.regime["probe"] = state.done["regime"]["key"]
+        self._save()
+
+    def _corpus_runs(self) -> list[str]:
+        """Runs of the corpus that are of this run's regime and no younger, oldest first, this one included."""
+        state = self.state
+        older = [
+            note.uid
+            for note in self.shared.book.like(state, probe=True)
+            if note.purpose == "train" and note.accepted and note.time_s <= state.time_s
+        ]
+        return [*older, state.uid]
+
+    def _older_sets(self, reserved: str | None) -> tuple[dict[str, str], dict[str, str]]:
+        """Label sets of older runs, of this regime and of others: file of the held-out area, or "" for the corpus."""
+        ours: dict[str, str] = {}
+        others: dict[str, str] = {}
+        for note in self.shared.book.like(self.state):
+            if note.purpose == "test" or not note.accepted or note.time_s >= self.state.time_s:
+                continue
+            folder = run_folder(self.settings, note.uid)
+            path = folder.labels if note.purpose == "reserved" else folder.held_out
+            same = note.regime.get("probe") == self.state.regime.get("probe")
+            kept = str(path) if path.exists() else ""
+            if kept != (reserved or "-") and (kept or note.purpose == "train"):
+                (ours if same else others)[note.uid] = kept
+        return _spread(ours), _spread(others)
+
+    # --- models -------------------------------------------------------------------------------------------------------
+
+    def _serving(self) -> Callable[[], ModelRecord | None]:
+        """The model that the edge uses for frames of this geometry."""
+        geometry = {key: value for key, value in self.state.regime.items() if key != "probe"}
+        return lambda: self.shared.connections.store().model_store.serving(geometry)
+
+    def _fetch(self, name: str, which: Callable[[], ModelRecord | None]) -> str | None:
+        """Keep a model's file beside the run and return its path; None where there is none."""
+        path, state = self.folder.path / f"{name}.onnx", self.state
+        known = state.done.get(name)
+        if known is not None and (not known["model_id"] or path.exists()):
+            return str(path) if known["model_id"] else None
+        record = which()
+        result: dict[str, Any] = {"model_id": "" if record is None else record.model_id}
+        if record is not None:
+            write_bytes(path, self.shared.connections.store().model_store.get(record.model_id)[1])
+            result["score_at_promotion"] = record.validation.get("score")
+        state.done[name] = result
+        self._save()
+        return None if record is None else str(path)
+
+    def _rivals(self) -> list[ModelRecord]:
+        """Promoted models of this geometry other than the one that was validated, newest first."""
+        found = [
+            record
+            for record in self.shared.connections.store().model_store.records()
+            if record.stage is ModelStage.PROMOTED
+            and record.model_id != self.state.done["parent"]["model_id"]
+            and record.regime.get("image_shape") == self.state.regime.get("image_shape")
+            and record.regime.get("pixel_size_m") == self.state.regime.get("pixel_size_m")
+        ]
+        return sorted(found, key=lambda record: record.promoted_s, reverse=True)
+
+    def _switch(self, job: Job) -> None:
+        """Where the serving model does not fit but one that is promoted for another regime does, let that one serve."""
+        state = self.state
+        found = state.done["validate"].get("figures", {})
+        does_not_fit = found.get("mismatch") is not None and (
+            found["mismatch"] >= self.settings.worker.mismatch_tolerance
+        )
+        if not does_not_fit or "train" in state.done:
+            return
+        models = self.shared.connections.store().model_store
+        best: tuple[float, ModelRecord] | None = None
+        for record in self._rivals():
+            path = self.folder.path / "rival.onnx"
+            write_bytes(path, models.get(record.model_id)[1])
+            name = f"rival {record.model_id[:8]}"
+            self._compute(name, self.shared.stages.score, job, str(path))
+            path.unlink(missing_ok=True)
+            score, promoted = state.done[name]["score"], record.validation.get("score")
+            fits = promoted and mismatch(score, promoted) < self.settings.worker.mismatch_tolerance
+            if fits and score > found["score_serving"] and (best is None or score > best[0]):
+                best = (score, record)
+        if best is None:
+            return
+        score, record = best
+        reason = f"reads run {self.uid} with {score:.4f}, the serving model with {found['score_serving']:.4f}"
+        promote(models, record.model_id, reason)
+        state.done["switch"] = {"model_id": record.model_id, "figures": {"switched_score": score}}
+        raise _Finished("switched", f"model {record.model_id[:12]} of another regime {reason}")
+
+    def _training_parent(self, serving: str | None) -> str | None:
+        """Model to go on from: the one of this regime where there is one, else the one that serves."""
+        if "probe" not in self.state.regime:
+            return serving
+        record = self.shared.connections.store().model_store.serving(self.state.regime)
+        own = record is not None and record.regime.get("probe") == self.state.regime["probe"]
+        if record is None or not own or record.model_id == self.state.done["parent"]["model_id"]:
+            return serving
+        return self._fetch("regime_parent", lambda: record)
+
+    def _register(self) -> tuple[str, str]:
+        """Put the candidate into the registry and promote or reject it."""
+        gate = self.state.done["gate"]
+        stage = ModelStage.PROMOTED if gate["promote"] else ModelStage.REJECTED
+        if "register" not in self.state.done:
+            begun = self._begin("register")
+            models = self.shared.connections.store().model_store
+            record = ModelRecord.from_dict(json.loads(self.folder.record.read_text()))
+            models.put(record, self.folder.model.read_bytes())
+            if models.get(record.model_id)[0].stage is ModelStage.CANDIDATE:
+                # Otherwise it was moved before a crash, or by a person.
+                if gate["promote"]:
+                    promote(models, record.model_id, gate["reason"])
+                else:
+                    models.set_stage(record.model_id, stage, gate["reason"])
+            self._end("register", begun, {"model_id": record.model_id})
+        return str(stage), gate["reason"]
+
+    # --- bookkeeping --------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self.shared.book.save(self.folder, self.state)
+
+    def _begin(self, stage: str) -> float:
+        state, worker = self.state, self.settings.worker
+        state.stage = stage
+        state.begun[stage] = state.begun.get(stage, 0) + 1
+        if state.begun[stage] > worker.retries + 1 + worker.max_crashes:
+            raise _Finished("failed", f"{stage} was begun {state.begun[stage] - 1} times and never ended")
+        self._save()
+        return time.monotonic()
+
+    def _end(self, stage: str, begun: float, result: dict[str, Any]) -> None:
+        state = self.state
+        state.stage_seconds[stage] = state.stage_seconds.get(stage, 0.0) + time.monotonic() - begun
+        state.begun.pop(stage, None)
+        state.done[stage] = result
+        self._save()
+
+    def _compute(self, stage: str, function: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+        """Have a stage computed unless it is done; repeat it when it fails for no fault of the data."""
+        if stage in self.state.done:
+            return
+        compute, state, pause_s = self.shared.compute, self.state, FIRST_PAUSE_S
+        for attempt in range(self.settings.worker.retries + 1):
+            begun = self._begin(stage)
+            try:
+                result = compute.result(compute.submit(function, *arguments), self._give_up)
+            except (InputError, Stopping, _Finished):
+                raise
+            except Exception as error:
+                self._give_up()
+                logger.warning("run %s: stage %s failed", state.uid, stage, exc_info=error)
+                state.stage_seconds[stage] = state.stage_seconds.get(stage, 0.0) + time.monotonic() - begun
+                if attempt == self.settings.worker.retries:
+                    detail = f"{type(error).__name__}: {error}".rstrip(": ")
+                    raise _Finished("failed", f"{stage} failed {attempt + 1} times, last with {detail}") from error
+                if self.shared.stop.wait(pause_s):
+                    raise Stopping from error
+                pause_s = min(4 * pause_s, LAST_PAUSE_S)
+                continue
+            self._end(stage, begun, result)
+            return
+
+
+def _spread(sets: dict[str, str]) -> dict[str, str]:
+    """At most `OLD_SETS` of them, evenly over the history, the newest included."""
+    keys = list(sets)
+    if len(keys) <= OLD_SETS:
+        return sets
+    chosen = np.unique(np.linspace(0, len(keys) - 1, OLD_SETS).round().astype(int))
+    return {keys[k]: sets[keys[k]] for k in chosen}
