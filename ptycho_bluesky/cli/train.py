@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ from ptycho_bluesky.cli.options import ConfigOption, DataDirOption, VerboseOptio
 
 if TYPE_CHECKING:
     from ptycho_bluesky.records import LabelSet
+    from ptycho_bluesky.training.corpus import Corpus
+    from ptycho_bluesky.training.distributed import Ranks
     from ptycho_bluesky.training.options import TrainOptions
     from ptycho_bluesky.training.trainer import TrainResult
 
@@ -44,6 +47,22 @@ def command(
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the default recipe.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the corpus, of the published recipe.")] = 50,
     augment: Annotated[str, typer.Option(help="auto, on or off: turned and mirrored frames.")] = "auto",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Without --validate, what is kept out of the training: nothing (none), a fifth of the scans (scan), "
+            "or an area of the newest (area)."
+        ),
+    ] = "none",
+    buffer_frames: Annotated[
+        int, typer.Option(help="Read the corpus from disk, this many frames in memory; 0 holds all of it.")
+    ] = 0,
+    rehearsal_frames: Annotated[int, typer.Option(help="Frames of old runs to train on; 0 takes all of them.")] = 0,
+    log_dir: Annotated[Path | None, typer.Option(help="Folder for curve.csv and TensorBoard's files.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other option of the trainer (docs: training)."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int | None, typer.Option(help="Of the first weights and the order of the frames.")] = None,
     config: ConfigOption = None,
@@ -54,7 +73,8 @@ def command(
 
     Labels come from finished reconstructions: the worker writes one file a run. Training spends a fixed number of
     frame-updates for each scan that its parent has not seen, and goes over all scans while doing so. Ctrl-C keeps a
-    checkpoint beside the model file; the same command then goes on from it.
+    checkpoint beside the model file; the same command then goes on from it. Started by torchrun, its processes train
+    one model together.
 
     Example: [cyan]ptycho-bluesky train ptycho_data/corpus --validate reserved.h5 --out model.onnx[/]
     """
@@ -69,33 +89,113 @@ def command(
         train__learning_rate=learning_rate,
         train__seed=seed,
     )
+    from ptycho_bluesky.training.distributed import Ranks
     from ptycho_bluesky.training.options import TrainOptions
 
     start = _read_parent(parent)
-    changes = {"epochs": epochs, "augment": augment, "device": device}
+    changes: dict[str, object] = {
+        "epochs": epochs,
+        "augment": augment,
+        "device": device,
+        "buffer_frames": buffer_frames,
+        "rehearsal_frames": rehearsal_frames,
+        **_key_values(options or []),
+    }
     if start is not None and architecture is None:
         changes["architecture"] = _architecture(start)
-    options = TrainOptions.from_settings(settings.train, **changes)
-    label_sets, validation = _read_labels(labels or [settings.corpus_dir], validate)
-    console = Console(stderr=True)
-    result = _train(label_sets, validation, options, start, out, console)
-    _write(out, result.content)
-    checkpoints = _checkpoints(out)
-    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
-        checkpoints.rmdir()
-    _report(result, console)
-    typer.echo(f"{out} {result.record.model_id}")
+    chosen = TrainOptions.from_settings(settings.train, **changes)
+    ranks = Ranks.from_environment(device)
+    try:
+        data = _read_data(labels or [settings.corpus_dir], validate, split)
+        console = Console(stderr=True, quiet=not ranks.first)
+        result = _train(data, chosen, start, out, log_dir, ranks, console)
+        if ranks.first:
+            _write(out, result.content)
+            checkpoints = _checkpoints(out)
+            if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+                checkpoints.rmdir()
+            _report(result, console)
+            typer.echo(f"{out} {result.record.model_id}")
+    finally:
+        ranks.close()
 
 
-def _read_labels(paths: list[Path], validate: Path | None) -> tuple[list[LabelSet], LabelSet | None]:
+@dataclass(frozen=True)
+class _Data:
+    """What is trained on: a corpus, of it some runs, or label sets; and what validates."""
+
+    corpus: Corpus | list[LabelSet]
+    runs: list[str] | None
+    validation: LabelSet | None
+
+
+def _key_values(stated: list[str]) -> dict[str, object]:
+    """Values of ``KEY=VALUE``, each read as YAML."""
+    import yaml
+
     from ptycho_bluesky.errors import InputError
-    from ptycho_bluesky.training.corpus import read_label_set
 
-    label_sets = [read_label_set(path) for path in _label_files(paths)]
+    found: dict[str, object] = {}
+    for each in stated:
+        key, equals, value = each.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {each}", "it names a key and a value", "write KEY=VALUE")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def _read_data(paths: list[Path], validate: Path | None, split: str) -> _Data:
+    from ptycho_bluesky.errors import InputError
+    from ptycho_bluesky.training.corpus import Corpus, read_label_set
+
+    if split not in ("none", "scan", "area"):
+        raise InputError(f"--split {split}", "it is none, scan or area")
     validation = read_label_set(validate) if validate else None
-    if validation is not None and validation.run_uid in {each.run_uid for each in label_sets}:
+    if split != "none" and validation is not None:
+        raise InputError(f"--split {split} with --validate", "one of the two validates", "leave one out")
+    if len(paths) == 1 and paths[0].is_dir():
+        corpus = Corpus(paths[0])
+        if not corpus.runs():
+            raise InputError(f"no label sets in {paths[0]}", "training needs at least one", "reconstruct a run first")
+        if split != "area":
+            return _data_of_corpus(corpus, validation, split)
+    label_sets = [read_label_set(path) for path in _label_files(paths)]
+    _refuse_trained(validation, [each.run_uid for each in label_sets])
+    if split == "area":
+        from ptycho_bluesky.training.area_split import hold_out_area
+
+        newest, validation = hold_out_area(label_sets[-1])
+        label_sets[-1] = newest
+    elif split == "scan":
+        raise InputError("--split scan of label files", "scans are chosen from a folder", "name one folder")
+    return _Data(label_sets, None, validation)
+
+
+def _data_of_corpus(corpus: Corpus, validation: LabelSet | None, split: str) -> _Data:
+    from ptycho_bluesky.errors import InputError
+    from ptycho_bluesky.training.splits import SplitFractions, split_scans
+
+    if split == "none":
+        _refuse_trained(validation, corpus.runs())
+        return _Data(corpus, None, validation)
+    entries = corpus.select()
+    parts = split_scans(entries, SplitFractions())
+    runs = [entry.run_uid for entry in entries if parts[entry.run_uid] == "train"]
+    kept = [entry.run_uid for entry in entries if parts[entry.run_uid] == "validation"]
+    if not runs or not kept:
+        raise InputError(
+            f"{len(runs)} scans for training and {len(kept)} for validation of {len(entries)}",
+            "each needs one; scans of one place stay together",
+            "gather more scans, use --split area, or name a scan by --validate",
+        )
+    return _Data(corpus, runs, corpus.read(kept[-1]))
+
+
+def _refuse_trained(validation: LabelSet | None, runs: Iterable[str]) -> None:
+    from ptycho_bluesky.errors import InputError
+
+    if validation is not None and validation.run_uid in set(runs):
         raise InputError(f"run {validation.run_uid}", "a run that is trained on cannot validate", "name another run")
-    return label_sets, validation
 
 
 def _read_parent(path: Path | None) -> bytes | None:
@@ -132,11 +232,12 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _train(
-    label_sets: list[LabelSet],
-    validation: LabelSet | None,
+    data: _Data,
     options: TrainOptions,
     parent: bytes | None,
     out: Path,
+    log_dir: Path | None,
+    ranks: Ranks,
     console: Console,
 ) -> TrainResult:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -152,13 +253,16 @@ def _train(
 
         try:
             return train(
-                label_sets,
+                data.corpus,
                 options,
+                runs=data.runs,
                 parent=parent,
-                validation=validation,
+                validation=data.validation,
                 progress=show,
                 checkpoint_dir=_checkpoints(out),
+                log_dir=log_dir,
                 should_stop=lambda: bool(stopping),
+                ranks=ranks,
             )
         except TrainingStoppedError as error:
             console.print(f"{error}; the same command goes on from there", highlight=False)

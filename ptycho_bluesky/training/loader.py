@@ -1,17 +1,57 @@
-"""Batches for the trainer, fixed by seed and step alone, so that a resumed training sees the same ones."""
+"""Batches for the trainer, fixed by seed and step alone, so that a resumed training sees the same ones.
+
+From memory, or, for a corpus that does not fit there, from disk by the planned loader
+(`ptycho_bluesky.training.loading`). Both give a rank its part of each global batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.geometry import apply_d4
+from ptycho_bluesky.training.augmentation import Augmentation
 from ptycho_bluesky.training.corpus import TrainingArrays
+from ptycho_bluesky.training.loading import DiskLoader, FrameStore, Schedule
 
-__all__ = ["BatchLoader"]
+__all__ = ["Batch", "BatchLoader", "BatchSource", "DiskBatches"]
+
+EXTRA_EPOCH = 1 << 40
+"""Added to the step, it stands for the epoch of frames that are drawn beside the epochs."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a global batch.
+
+    Attributes
+    ----------
+    counts : ndarray of float32, shape (n, 1, H, W)
+    labels : ndarray of float32, shape (n, channels, h, w)
+    share : float
+        Frames here over frames of the global batch.
+    """
+
+    counts: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    share: float
+
+
+class BatchSource(Protocol):
+    """Where the trainer gets its batches."""
+
+    def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        """Batches of this rank, from a step to the end of the training."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every frame is seen about once."""
+        ...
 
 
 class BatchLoader:
@@ -24,6 +64,7 @@ class BatchLoader:
     ----------
     arrays : TrainingArrays
     batch_size : int
+        Frames of a step, over all ranks.
     seed : int
     new_runs : sequence of str
         Runs that are new.
@@ -33,6 +74,10 @@ class BatchLoader:
         D4 operations of which one, drawn anew for every frame, is applied to frame and label together.
     with_amplitude : bool
         Give the amplitude as a second channel of the labels.
+    thin_to : float
+        See `Augmentation`.
+    rank, world_size : int
+        This rank, and how many there are; they take the frames of each global batch in turn.
     """
 
     def __init__(
@@ -45,21 +90,47 @@ class BatchLoader:
         new_fraction: float = 0.0,
         operations: Sequence[str] = ("identity",),
         with_amplitude: bool = False,
+        thin_to: float = 1.0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if not len(arrays):
             raise InputError("a corpus without frames", "training needs at least one frame")
         self.arrays = arrays
         self.batch_size = batch_size
         self.seed = seed
-        self.operations = tuple(operations)
+        self.augmentation = Augmentation(seed, tuple(operations), thin_to)
+        self.rank, self.world_size = rank, world_size
         self._labels = [arrays.phase_rad, arrays.amplitude] if with_amplitude else [arrays.phase_rad]
         is_new = np.array([uid in set(new_runs) for uid in arrays.run_uids])
         self._new = np.flatnonzero(is_new[arrays.run])
         self._num_new = round(batch_size * new_fraction) if 0 < len(self._new) < len(arrays) else 0
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of the corpus."""
+        return max(1, len(self.arrays) // self.batch_size)
+
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Frames of the batch of a step, shape (batch_size,)."""
+        """Frames of the global batch of a step, shape (batch_size,)."""
+        return self._drawn(step)[0]
+
+    def batch(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Counts (n, 1, H, W) and labels (n, 1, h, w) of a step, both float32; two channels with amplitude."""
+        index, epoch = (value[self.rank :: self.world_size] for value in self._drawn(step))
+        labels = np.stack([each[index] for each in self._labels], axis=1)
+        counts, labels = self.augmentation.apply(self.arrays.image[index], labels, epoch, index)
+        return counts[:, None], labels
+
+    def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        """Batches of this rank, from a step to the end of the training."""
+        for step in range(first_step, num_steps):
+            counts, labels = self.batch(step)
+            yield Batch(counts, labels, len(counts) / self.batch_size)
+
+    def _drawn(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Frames of a global batch, and the epoch of each."""
         num_old = self.batch_size - self._num_new
         place = np.arange(step * num_old, (step + 1) * num_old)
         epoch, offset = np.divmod(place, len(self.arrays))
@@ -68,22 +139,62 @@ class BatchLoader:
             chosen = epoch == number
             index[chosen] = self._permutation(int(number))[offset[chosen]]
         if not self._num_new:
-            return index
+            return index, epoch
         rng = np.random.default_rng([self.seed, 1, step])
-        return np.concatenate([index, rng.choice(self._new, self._num_new)])
-
-    def batch(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Counts (batch, 1, H, W) and labels (batch, 1, h, w) of a step, both float32; two channels with amplitude."""
-        index = self.indices(step)
-        image = self.arrays.image[index].astype(np.float32)
-        labels = np.stack([each[index] for each in self._labels], axis=1)
-        drawn = np.random.default_rng([self.seed, 2, step]).integers(len(self.operations), size=len(index))
-        for number in np.unique(drawn):
-            rows, operation = drawn == number, self.operations[number]
-            image[rows], labels[rows] = apply_d4(image[rows], operation), apply_d4(labels[rows], operation)
-        return image[:, None], labels
+        index = np.concatenate([index, rng.choice(self._new, self._num_new)])
+        return index, np.concatenate([epoch, np.full(self._num_new, EXTRA_EPOCH + step)])
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.arrays)))
         return self._order[1]
+
+
+class DiskBatches:
+    """Batches from a corpus on disk.
+
+    Parameters
+    ----------
+    store : FrameStore
+        With the columns ``image``, ``phase_rad`` and, for networks that read it, ``amplitude``.
+    schedule : Schedule
+    factors : ndarray of float64, shape (files,)
+        By which the counts of each file are brought to one light.
+    augmentation : Augmentation
+    rank : int
+    """
+
+    def __init__(
+        self,
+        store: FrameStore,
+        schedule: Schedule,
+        factors: NDArray[np.float64],
+        augmentation: Augmentation,
+        rank: int = 0,
+    ) -> None:
+        self.store, self.schedule, self.factors = store, schedule, factors
+        self.augmentation, self.rank = augmentation, rank
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch; the last one may be smaller."""
+        return self.schedule.steps_per_epoch
+
+    def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
+        """Batches of this rank, from a step to the end of the training."""
+        num_epochs = -(-num_steps // self.schedule.steps_per_epoch)
+        loader = DiskLoader(self.store, self.schedule, self.rank, num_epochs, first_step=first_step)
+        for step, loaded in zip(range(first_step, num_steps), loader, strict=False):
+            rows = loaded.step.rows
+            names = [name for name in self.store.columns if name != "image"]
+            labels = np.stack([loaded.arrays[name] for name in names], axis=1)
+            epoch = np.full(len(rows), step // self.schedule.steps_per_epoch)
+            image = self._at_one_light(loaded.arrays["image"], rows)
+            counts, labels = self.augmentation.apply(image, labels, epoch, rows)
+            yield Batch(counts[:, None], labels, loaded.step.share)
+
+    def _at_one_light(self, image: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+        factor = self.factors[self.store.file_of(rows)]
+        if (factor == 1.0).all():
+            return image
+        return image.astype(np.float32) * factor[:, None, None].astype(np.float32)

@@ -47,8 +47,32 @@ class TrainOptions(BaseModel):
     symmetry_tolerance: float = Field(
         default=0.02, ge=0, le=1, description="Asymmetry of the probe up to which a turned frame is a true frame."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         default="auto", description="auto: bfloat16 where the processor multiplies it natively."
+    )
+    initialisation: Literal["he", "torch"] = Field(
+        default="he", description="Of PtychoNN 2.0 without a parent: He's, or PyTorch's default."
+    )
+    inputs: Literal["centred_root", "root", "counts"] = Field(
+        default="centred_root", description="What the network sees: √counts less their mean, √counts, or the counts."
+    )
+    loss_area: Literal["lit", "whole"] = Field(
+        default="lit", description="Pixels of a patch that the loss counts: those that the beam lights, or all."
+    )
+    schedule: Literal["root", "constant", "cosine", "triangular2"] = Field(
+        default="root", description="How the learning rate falls after its rise (docs: training)."
+    )
+    thin_to: float = Field(
+        default=1.0, gt=0, le=1, description="Frames keep a share of their photons between this and 1; 1 keeps all."
+    )
+    compile: bool = Field(default=False, description="Compile the network (torch.compile; takes a minute first).")
+    rehearsal_frames: int = Field(
+        default=0, ge=0, description="Frames of old runs that are trained on beside the new ones; 0: all of them."
+    )
+    buffer_frames: int = Field(
+        default=0,
+        ge=0,
+        description="Frames that a rank holds in memory of a corpus that is read from disk; 0: all are in memory.",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 …")
     epochs: int = Field(default=50, ge=1, description="Passes over the corpus, of the published recipe.")

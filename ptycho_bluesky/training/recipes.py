@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.models.reader import Preprocessing
-from ptycho_bluesky.training.corpus import TrainingArrays
 from ptycho_bluesky.training.evaluate import LIT_FRACTION
 from ptycho_bluesky.training.options import TrainOptions
 
 __all__ = ["Plan", "learning_rate", "make_plan", "start_preprocessing"]
+
+Inputs = Literal["centred_root", "root", "counts"]
 
 WARM_UP_STEPS = 100
 """Steps over which the learning rate rises, while Adam's second moments settle."""
@@ -47,9 +48,14 @@ class Plan:
         Of a network without a parent.
     keep_best : bool
         Keep the weights of the epoch with the lowest validation loss instead of the last ones.
+    inputs : {"centred_root", "root", "counts"}
+        What a network without a parent sees.
     loss_weight : ndarray of float32, shape (h, w)
         Weight of a pixel in the L1 loss; its mean is 1.
-    recipe : {"default", "published"}
+    schedule : {"root", "constant", "cosine", "triangular2"}
+        See `learning_rate`.
+    published : bool
+        Whether frames stay as they are (neither turned nor thinned) and are trained on in single precision.
     peak_rate : float
     average_steps : float
         Horizon of the running mean of the weights that is served; 0 serves the last weights.
@@ -68,8 +74,10 @@ class Plan:
     steps_per_epoch: int
     initialisation: Literal["he", "torch"]
     keep_best: bool
+    inputs: Inputs
     loss_weight: NDArray[np.float32]
-    recipe: str
+    schedule: Literal["root", "constant", "cosine", "triangular2"]
+    published: bool
     peak_rate: float
     average_steps: float = 0.0
     past_frames: int = 0
@@ -103,19 +111,23 @@ def make_plan(
             steps_per_epoch=steps_per_epoch,
             initialisation="torch",
             keep_best=True,
+            inputs="counts",
             loss_weight=np.ones_like(weight),
-            recipe="published",
+            schedule="triangular2",
+            published=True,
             peak_rate=PUBLISHED_RATES[1],
         )
-    lit = (weight >= LIT_FRACTION).astype(np.float32)
+    lit = (weight >= LIT_FRACTION).astype(np.float32) if options.loss_area == "lit" else np.ones_like(weight)
     return Plan(
         num_steps=max(1, round(options.frames_per_scan * max(1, num_new_runs) / options.batch_size)),
         batch_size=options.batch_size,
         steps_per_epoch=max(1, num_frames // options.batch_size),
-        initialisation="he",
+        initialisation=options.initialisation,
         keep_best=False,
+        inputs=options.inputs,
         loss_weight=lit / lit.mean(),
-        recipe="default",
+        schedule=options.schedule,
+        published=False,
         peak_rate=options.learning_rate,
         average_steps=options.average_frames / options.batch_size,
         past_frames=past_frames,
@@ -128,25 +140,40 @@ def make_plan(
 def learning_rate(plan: Plan, step: int) -> float:
     """Learning rate of a step (from 0).
 
-    Default: a short rise, then a fall with the square root of all frame-updates of the lineage, which needs no
-    knowledge of when the learning ends, down to `RATE_FLOOR`, so that it never stops. What is served is the running
-    mean of the weights. Published: triangular2 (Smith, WACV 2017), the amplitude halved after every cycle.
+    All but ``triangular2`` begin with a short rise. ``root`` falls with the square root of all frame-updates of the
+    lineage, which needs no knowledge of when the learning ends, down to `RATE_FLOOR`, so that it never stops; what is
+    served is the running mean of the weights. ``constant`` stays. ``cosine`` falls to the floor at the end of this
+    training (Loshchilov and Hutter, arXiv 1608.03983). ``triangular2`` is that of the published recipe: the amplitude
+    is halved after every cycle (Smith, WACV 2017).
     """
-    if plan.recipe == "published":
+    if plan.schedule == "triangular2":
         half = PUBLISHED_HALF_CYCLE_EPOCHS * plan.steps_per_epoch
         cycle, place = divmod(step, 2 * half)
         low, high = PUBLISHED_RATES
         return low + (high - low) * (1 - abs(place / half - 1)) / 2**cycle
+    return plan.peak_rate * _fall(plan, step) * min(1.0, (step + 1) / WARM_UP_STEPS)
+
+
+def _fall(plan: Plan, step: int) -> float:
+    """Part of the peak after the rise."""
+    if plan.schedule == "constant":
+        return 1.0
+    if plan.schedule == "cosine":
+        return RATE_FLOOR + (1.0 - RATE_FLOOR) * 0.5 * (1.0 + math.cos(math.pi * step / plan.num_steps))
     frames = plan.past_frames + step * plan.batch_size
-    fall = max(RATE_FLOOR, 1.0 / math.sqrt(1.0 + frames / plan.decay_frames))
-    return plan.peak_rate * fall * min(1.0, (step + 1) / WARM_UP_STEPS)
+    return max(RATE_FLOOR, 1.0 / math.sqrt(1.0 + frames / plan.decay_frames))
 
 
-def start_preprocessing(recipe: str, arrays: TrainingArrays) -> Preprocessing:
-    """Preprocessing of a network without a parent: √counts less their mean, of root mean square 1; or raw counts."""
-    if recipe == "published":
+def start_preprocessing(inputs: Inputs, image: NDArray[Any]) -> Preprocessing:
+    """Preprocessing of a network without a parent, from frames (n, H, W) in counts.
+
+    ``centred_root``: √counts less their mean, of root mean square 1; ``root``: √counts, likewise scaled; ``counts``:
+    as they are.
+    """
+    if inputs == "counts":
         return Preprocessing(sqrt=False, scale=1.0)
-    root = np.sqrt(np.maximum(arrays.image, 0).astype(np.float32))
-    offset = root.mean(axis=0)
+    root = np.sqrt(np.maximum(image, 0).astype(np.float32))
+    offset = root.mean(axis=0) if inputs == "centred_root" else np.zeros(root.shape[1:], dtype=np.float32)
     spread = float(np.sqrt(np.mean((root - offset) ** 2, dtype=np.float64)))
-    return Preprocessing(sqrt=True, scale=1.0 / max(spread, 1e-6), offset=offset)
+    scale = 1.0 / max(spread, 1e-6)
+    return Preprocessing(sqrt=True, scale=scale, offset=offset if inputs == "centred_root" else None)

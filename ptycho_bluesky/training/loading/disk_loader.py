@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -16,6 +17,9 @@ from ptycho_bluesky.training.loading.ranges import FrameStore
 from ptycho_bluesky.training.loading.schedule import Schedule, Step
 
 __all__ = ["DiskLoader", "LoadedBatch", "LoaderCounts"]
+
+WINDOWS = 3
+"""Windows in memory: one in use, one waiting for it, one being read. The oldest's memory is then used again."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class DiskLoader:
         self.store, self.schedule, self.rank, self.num_epochs = store, schedule, rank, num_epochs
         self.read_ahead, self.first_step = read_ahead, first_step
         self.counts = LoaderCounts()
+        self._memory: deque[dict[str, NDArray[Any]]] = deque()
 
     def __len__(self) -> int:
         return self.num_epochs * self.schedule.steps_per_epoch - self.first_step
@@ -117,7 +122,11 @@ class DiskLoader:
 
     def _read(self, window: list[Step]) -> tuple[list[Step], dict[str, NDArray[Any]], NDArray[np.int64]]:
         rows = np.sort(np.concatenate([step.rows[~step.held] for step in window]))
-        return window, self.store.read(rows), rows
+        memory = self._memory.popleft() if len(self._memory) >= WINDOWS else None
+        if memory is None or len(memory[self.store.columns[0]]) < len(rows):
+            memory = self.store.empty(len(rows))
+        self._memory.append(memory)
+        return window, self.store.read(rows, memory), rows
 
     def _gather(
         self, step: Step, buffer: _Buffer, fresh: dict[str, NDArray[Any]], read_rows: NDArray[np.int64]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.loading.chunks import RowTable, read_rows, row_table
+from ptycho_bluesky.training.loading.chunks import BLOCK_BYTES, RowTable, read_rows, row_table
 
 __all__ = ["FrameStore", "merge_ranges"]
 
@@ -119,6 +119,7 @@ class FrameStore:
         self._tables: dict[int, dict[str, RowTable] | None] = {}
         self._open: OrderedDict[int, _Opened] = OrderedDict()
         self._closed = False
+        self._scratch = bytearray(BLOCK_BYTES)
         self._rows = rows
         if rows is not None and len(rows) and not 0 <= rows[0] <= rows[-1] < self._first[-1]:
             raise InputError(f"rows {rows[0]} to {rows[-1]}", f"the files have {self._first[-1]}")
@@ -156,13 +157,15 @@ class FrameStore:
         """Uninitialised arrays for so many rows."""
         return {name: np.empty((num_frames, *self.shapes[name]), self.dtypes[name]) for name in self.columns}
 
-    def read(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def read(self, rows: NDArray[np.int64], out: Mapping[str, NDArray[Any]] | None = None) -> dict[str, NDArray[Any]]:
         """Read rows.
 
         Parameters
         ----------
         rows : ndarray of int64, shape (n,)
             Strictly rising.
+        out : dict of str to ndarray, optional
+            Memory to use again, of at least n rows, as `empty` makes it; what is returned are parts of it.
 
         Returns
         -------
@@ -178,20 +181,23 @@ class FrameStore:
         if len(rows) and not 0 <= rows[0] <= rows[-1] < len(self):
             raise InputError(f"rows {rows[0]} to {rows[-1]}", f"the store has {len(self)}")
         wanted = rows if self._rows is None else self._rows[rows]
-        out = self.empty(len(wanted))
+        memory = self.empty(len(wanted)) if out is None else out
+        found = {name: memory[name][: len(wanted)] for name in self.columns}
         cuts = np.searchsorted(wanted, self._first)
         for number in np.flatnonzero(np.diff(cuts)).tolist():
             part = slice(cuts[number], cuts[number + 1])
-            self._read_file(number, wanted[part] - self._first[number], {name: out[name][part] for name in out})
+            self._read_file(
+                number, wanted[part] - self._first[number], {name: array[part] for name, array in found.items()}
+            )
         self.frames_read += len(rows)
-        return out
+        return found
 
     def _read_file(self, number: int, rows: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> None:
         opened = self._opened(number)
         tables = self._tables[number]
         try:
             if tables is not None:
-                self.calls += read_rows(opened.descriptor, tables, rows, out)
+                self.calls += read_rows(opened.descriptor, tables, rows, out, self._scratch)
             elif opened.file is not None:
                 self._read_ranges(opened.file, rows, out)
         except (OSError, RuntimeError) as error:
