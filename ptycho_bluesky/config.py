@@ -214,6 +214,11 @@ class LabelSettings(_Section):
     min_agreement: float = Field(
         default=0.5, ge=0.0, le=1.0, description="Smallest correlation of the objects of two half-scans."
     )
+    pixel_significance: float = Field(
+        default=3.5,
+        gt=0.0,
+        description="Standard errors by which another pixel explains frames left out better that reject this one.",
+    )
     min_held_out: float = Field(default=0.05, gt=0.0, le=0.5, description="Part of the frames that must be left out.")
     half_passes: int = Field(default=10, ge=1, description="Passes of each half-scan.")
 
@@ -237,6 +242,9 @@ class TrainSettings(_Section):
     frames_per_scan: int = Field(default=10_000, ge=1, description="Budget: frame-updates spent for each new scan.")
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=7e-4, gt=0)
+    rehearsal_frames: int = Field(
+        default=0, ge=0, description="Frames of old runs that are trained on beside the new ones; 0: all of them."
+    )
     seed: int = 0
     num_threads: int = Field(
         default=1,

@@ -9,6 +9,7 @@ import typer
 
 from ptycho_bluesky.cli.options import ConfigOption, DataDirOption, VerboseOption, setup
 from ptycho_bluesky.cli.scan_source import (
+    CalibrationOption,
     DetectorPixelOption,
     DistanceOption,
     EnergyOption,
@@ -38,6 +39,7 @@ def command(
     detector_pixel_m: DetectorPixelOption = None,
     object_pixel_m: ObjectPixelOption = None,
     limit: LimitOption = None,
+    calibration: CalibrationOption = None,
     picture: Annotated[bool, typer.Option(help="Draw the mosaic beside the file (PNG).")] = True,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
@@ -65,7 +67,7 @@ def command(
         "detector_pixel_m": detector_pixel_m,
         "object_pixel_m": object_pixel_m,
     }
-    measurement = read_scan(source, settings, stated, limit)
+    measurement = read_scan(source, settings, stated, limit, calibration)
     side = min(measurement.image.shape[1:])
     loaded = load_model(
         read_model(str(model), settings),

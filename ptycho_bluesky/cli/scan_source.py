@@ -11,8 +11,10 @@ import typer
 if TYPE_CHECKING:
     from ptycho_bluesky.config import Settings
     from ptycho_bluesky.records import Measurement
+    from ptycho_bluesky.workflow.detector_scan import DetectorScan
 
 __all__ = [
+    "CalibrationOption",
     "DetectorPixelOption",
     "DistanceOption",
     "EnergyOption",
@@ -21,6 +23,8 @@ __all__ = [
     "ObjectPixelOption",
     "SourceArgument",
     "check_output",
+    "detector_scan",
+    "is_file",
     "read_model",
     "read_scan",
 ]
@@ -36,6 +40,15 @@ DetectorPixelOption = Annotated[float | None, typer.Option("--detector-pixel-m",
 ObjectPixelOption = Annotated[
     float | None, typer.Option("--object-pixel-m", help="Pixel at the sample, instead of the three above.")
 ]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        exists=True,
+        dir_okay=False,
+        help="File of calibrate, applied to this scan whatever its format; frames are taken as the detector laid them.",
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option(help="Use the first frames only.")]
 ModelOption = Annotated[
     str | None,
@@ -47,8 +60,29 @@ ModelOption = Annotated[
 ]
 
 
+def is_file(source: str) -> bool:
+    """Whether a source is a file; else it may be the uid of a run.
+
+    Raises
+    ------
+    InputError
+        It looks like a path, and nothing is there.
+    """
+    from ptycho_bluesky.errors import InputError
+
+    if Path(source).exists():
+        return True
+    if Path(source).suffix or "/" in source:
+        raise InputError(f"file {source}", "it does not exist", "check the path, or give the uid of a run")
+    return False
+
+
 def read_scan(
-    source: str, settings: Settings, stated: dict[str, float | None], limit: int | None = None
+    source: str,
+    settings: Settings,
+    stated: dict[str, float | None],
+    limit: int | None = None,
+    calibration: Path | None = None,
 ) -> Measurement:
     """Read a file by its path, else a run by its uid.
 
@@ -61,6 +95,9 @@ def read_scan(
         ``energy_eV``, ``distance_m``, ``detector_pixel_m`` and ``object_pixel_m``, None where not stated.
     limit : int, optional
         Frames to read.
+    calibration : Path, optional
+        File of `calibrate` for this scan; by default that of the settings holds for areaDetector files, a run says for
+        itself how its detector stood, and other files hold canonical frames.
 
     Raises
     ------
@@ -71,7 +108,9 @@ def read_scan(
     """
     from ptycho_bluesky.errors import InputError
 
-    if Path(source).exists():
+    if calibration is not None:
+        return _read_calibrated(source, settings, stated, limit, calibration)
+    if is_file(source):
         from ptycho_bluesky.io import read_measurement
 
         return read_measurement(
@@ -84,8 +123,6 @@ def read_scan(
             detector=settings.detector,
             orientation=settings.geometry.orientation if settings.geometry.orientation != "identity" else None,
         )
-    if Path(source).suffix or "/" in source:
-        raise InputError(f"file {source}", "it does not exist", "check the path, or give the uid of a run")
     given = [name for name in ("energy_eV", "distance_m", "detector_pixel_m") if stated[name] is not None]
     if given:
         raise InputError(f"{', '.join(given)} beside a run", "a run states its own geometry", "leave them out")
@@ -93,6 +130,27 @@ def read_scan(
 
     with TiledStore.connect(settings.tiled) as store:
         return store.read_run(source, object_pixel_m=stated["object_pixel_m"], limit=limit)
+
+
+def detector_scan(source: str, settings: Settings, stated: dict[str, float | None]) -> DetectorScan:
+    """Scan as the detector laid it, of a file by its path, else of a run by its uid; see `read_scan` for errors."""
+    from ptycho_bluesky.workflow.detector_scan import file_scan, run_scan
+
+    if is_file(source):
+        return file_scan(Path(source), stated)
+    from ptycho_bluesky.workflow.tiled_store import TiledStore
+
+    with TiledStore.connect(settings.tiled) as store:
+        return run_scan(store, source, stated)
+
+
+def _read_calibrated(
+    source: str, settings: Settings, stated: dict[str, float | None], limit: int | None, calibration: Path
+) -> Measurement:
+    from ptycho_bluesky.config import load_calibration
+
+    detector, orientation = load_calibration(calibration)
+    return detector_scan(source, settings, stated).build(detector, limit, orientation)
 
 
 def read_model(model: str, settings: Settings) -> bytes | Path:

@@ -82,7 +82,8 @@ def write_reconstruction(path: str | Path, reconstruction: Reconstruction) -> No
         own.attrs["frame"] = to_json(frame.as_dict())
         own.attrs["engine"], own.attrs["run_uid"] = reconstruction.engine, reconstruction.run_uid
         own.attrs["options"] = to_json(dict(reconstruction.options))
-        own.attrs["provenance"] = to_json(dict(reconstruction.provenance))
+        # A dataset, not an attribute: these end at 64 KiB, which the list of some 10 000 frames exceeds.
+        own["provenance"] = to_json(dict(reconstruction.provenance))
         own.attrs["version"] = __version__
 
 
@@ -132,9 +133,9 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         error = real_numbers(dataset(file, losses)[()], losses) if has_dataset(file, losses) else np.zeros(0)
         own = file.get("ptycho_bluesky")
         if isinstance(own, h5py.Group):
-            text = {
-                name: read_string(own.attrs[name]) for name in ("frame", "engine", "options", "run_uid", "provenance")
-            }
+            text = {name: read_string(own.attrs[name]) for name in ("frame", "engine", "options", "run_uid")}
+            stored = own.attrs if "provenance" in own.attrs else own
+            text["provenance"] = read_string(np.asarray(stored["provenance"]))
             frame = ObjectFrame.from_dict(json.loads(text["frame"]))
             options, provenance = json.loads(text["options"]), json.loads(text["provenance"])
             geometry, engine, run_uid = read_geometry(own), text["engine"], text["run_uid"]

@@ -6,54 +6,26 @@ once for the whole scan, never per patch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import scipy.ndimage
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ptycho_bluesky._version import __version__
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.preprocess import Canonical
-from ptycho_bluesky.reconstruction import frame_misfit
 from ptycho_bluesky.reconstruction.gauge import LIT_FRACTION, flat_ramp, illumination, lit_median, remove_ramp
-from ptycho_bluesky.reconstruction.options import EngineOptions
-from ptycho_bluesky.reconstruction.prepare import frame_options
+from ptycho_bluesky.reconstruction.placement import rows_of, with_refined_positions
 from ptycho_bluesky.records import LabelSet, Measurement, Reconstruction
 from ptycho_bluesky.trust.light import Light
 
-__all__ = ["LabelCheck", "check_labels", "illumination_weight", "label_gauge", "make_labels"]
+__all__ = ["illumination_weight", "label_gauge", "make_labels"]
 
 Interpolation = Literal["linear", "cubic"]
 SPLINE_ORDER = {"linear": 1, "cubic": 3}
 VALID_FRACTION = 0.1
 """Illumination, relative to its peak, from which on a pixel of a patch is fully valid."""
-MIN_HELD_OUT = 0.05
-MAX_RATIO = 1.5
-MIN_EXPLAINED = 0.65
-ERROR_FLOOR = 1e-3
-"""Errors below this are as good as none: their ratio says nothing."""
-
-
-@dataclass(frozen=True)
-class LabelCheck:
-    """Verdict on the labels of a scan.
-
-    Attributes
-    ----------
-    accepted : bool
-    reason : str
-        One sentence with the figures that decided.
-    figures : dict of str to float
-        ``error_used``, ``error_held_out``, ``ratio``, ``ratio_limit``, ``explained``, ``explained_limit``,
-        ``held_out_fraction``, ``frames_used``, ``frames_held_out``.
-    """
-
-    accepted: bool
-    reason: str
-    figures: Mapping[str, float]
 
 
 def label_gauge(
@@ -110,7 +82,8 @@ def make_labels(
     Returns
     -------
     LabelSet
-        Patch ``k`` has its centre ``[h//2, w//2]`` on the position of frame ``k``.
+        Patch ``k`` has its centre ``[h//2, w//2]`` on the position of frame ``k``: the measured one, or the refined one
+        where the engine refined them.
 
     Raises
     ------
@@ -130,13 +103,14 @@ def make_labels(
     frame = reconstruction.frame
     ratio = 1.0 if pixel_size_m is None else pixel_size_m / frame.pixel_size_m
     rows = _label_rows(reconstruction, measurement)
+    position_m = with_refined_positions(measurement, reconstruction).position_m[rows]
     obj, probe, _ = label_gauge(reconstruction)
-    patches = _cut_patches(obj, frame.to_px(measurement.position_m[rows]), shape, ratio, SPLINE_ORDER[interpolation])
+    patches = _cut_patches(obj, frame.to_px(position_m), shape, ratio, SPLINE_ORDER[interpolation])
     return LabelSet(
         image=_filled(np.asarray(measurement.image[rows]), measurement.mask),
         phase_rad=np.angle(patches).astype(np.float32),
         amplitude=np.abs(patches).astype(np.float32),
-        position_m=measurement.position_m[rows],
+        position_m=position_m,
         frame_index=np.asarray(measurement.frame_index)[rows],
         probe=probe.astype(np.complex64),
         weight=illumination_weight(probe, shape, ratio),
@@ -146,6 +120,7 @@ def make_labels(
         provenance={
             "engine": reconstruction.engine,
             "options": dict(reconstruction.options),
+            "positions": "refined" if reconstruction.options.get("correct_positions") else "measured",
             "reconstruction": {k: v for k, v in reconstruction.provenance.items() if not k.startswith("frames_")},
             "gauge": "ramp removed and circular mean of the phase 0 over the lit area of the scan",
             "interpolation": interpolation,
@@ -174,30 +149,8 @@ def _light(measurement: Measurement, rows: NDArray[np.int64]) -> dict[str, Any]:
 
 def _label_rows(reconstruction: Reconstruction, measurement: Measurement) -> NDArray[np.int64]:
     """Rows of the measurement that the object covers: used or held out, in the order of the measurement."""
-    used, held_out = (_rows_of(reconstruction, measurement, name) for name in ("frames_used", "frames_held_out"))
+    used, held_out = (rows_of(reconstruction, measurement, name) for name in ("frames_used", "frames_held_out"))
     return np.sort(np.concatenate([used, held_out]))
-
-
-def _rows_of(reconstruction: Reconstruction, measurement: Measurement, name: str) -> NDArray[np.int64]:
-    stated = reconstruction.provenance.get(name)
-    if stated is None:
-        raise InputError(
-            f"a reconstruction without {name!r} in its provenance",
-            "labels are cut for the frames that it was made from",
-            "reconstruct the measurement with this package",
-        )
-    order = np.argsort(measurement.frame_index, kind="stable")
-    index = np.asarray(measurement.frame_index)[order]
-    wanted = np.asarray(stated, dtype=np.int64)
-    place = np.searchsorted(index, wanted)
-    missing = place >= len(index)
-    missing |= index[np.minimum(place, len(index) - 1)] != wanted
-    if missing.any():
-        raise InputError(
-            f"{int(missing.sum())} frames of the reconstruction are not in the measurement {measurement.run_uid!r}",
-            "both must be of one run",
-        )
-    return order[place]
 
 
 def _cut_patches(
@@ -254,122 +207,3 @@ def illumination_weight(
     rows, cols = ((np.arange(n) - n // 2) * ratio for n in patch_shape)
     distance = np.hypot(rows[:, None], cols[None, :])
     return np.interp(distance, np.arange(len(weight)), weight, right=0.0).astype(np.float32)
-
-
-def check_labels(
-    labels: LabelSet,
-    reconstruction: Reconstruction,
-    measurement: Measurement,
-    *,
-    max_ratio: float = MAX_RATIO,
-    min_explained: float = MIN_EXPLAINED,
-    min_held_out: float = MIN_HELD_OUT,
-) -> LabelCheck:
-    """Accept or reject the labels of a scan by the frames that the reconstruction never saw.
-
-    Parameters
-    ----------
-    labels : LabelSet
-        What `make_labels` cut from the reconstruction.
-    reconstruction : Reconstruction
-        Made with a ``holdout_fraction`` of at least ``min_held_out``.
-    measurement : Measurement
-        The scan that was reconstructed.
-    max_ratio : float
-        Largest diffraction error of the held-out frames, in units of that of the used ones.
-    min_explained : float
-        Smallest part of the held-out frames' variation (about the mean frame, less shot noise) that the
-        reconstruction must explain. A reconstruction from wrong positions fits what it uses as badly as what it does
-        not: the ratio alone would let it pass.
-    min_held_out : float
-        Fraction of the frames that must have been left out.
-
-    Returns
-    -------
-    LabelCheck
-
-    Raises
-    ------
-    InputError
-        Too few frames were left out to judge, or the measurement is another one.
-    """
-    used, held_out = (_rows_of(reconstruction, measurement, name) for name in ("frames_used", "frames_held_out"))
-    fraction = len(held_out) / max(1, len(used) + len(held_out))
-    if not len(held_out) or fraction < min_held_out:
-        raise InputError(
-            f"{len(held_out)} of {len(used) + len(held_out)} frames held out",
-            f"labels are judged by at least {min_held_out:.0%} of the frames",
-            f"reconstruct with holdout_fraction ≥ {min_held_out}",
-        )
-    options = frame_options(reconstruction.options)
-    if not len(labels) or labels.run_uid != reconstruction.run_uid:
-        raise InputError(
-            f"{len(labels)} labels of run {labels.run_uid!r} for a reconstruction of {reconstruction.run_uid!r}",
-            "both must be of one run",
-        )
-    figures = _held_out_figures(reconstruction, measurement, used, held_out, options)
-    figures |= {
-        "ratio_limit": max_ratio,
-        "explained_limit": min_explained,
-        "held_out_fraction": fraction,
-        "frames_used": float(len(used)),
-        "frames_held_out": float(len(held_out)),
-    }
-    if not (np.isfinite(labels.phase_rad).all() and np.isfinite(labels.amplitude).all()):
-        return LabelCheck(False, "some labels are not finite: the reconstruction diverged", figures)
-    if not figures["explained"] >= min_explained:
-        reason = (
-            f"the reconstruction explains {figures['explained']:.2f} of the held-out frames' variation, less than "
-            f"{min_explained:.2f}: positions or geometry may be wrong, or the light too little"
-        )
-        return LabelCheck(False, reason, figures)
-    if not figures["ratio"] <= max_ratio:
-        reason = (
-            f"the error of held-out frames is {figures['ratio']:.2f} times that of used ones, more than "
-            f"{max_ratio:.2f}: the object is not determined between the positions"
-        )
-        return LabelCheck(False, reason, figures)
-    reason = (
-        f"held-out frames: error {figures['ratio']:.2f} times that of used ones, "
-        f"{figures['explained']:.2f} of their variation explained"
-    )
-    return LabelCheck(True, reason, figures)
-
-
-def _held_out_figures(
-    reconstruction: Reconstruction,
-    measurement: Measurement,
-    used: NDArray[np.int64],
-    held_out: NDArray[np.int64],
-    options: EngineOptions,
-) -> dict[str, float]:
-    misfit_used, scan_used = frame_misfit(reconstruction, measurement, used, options)
-    misfit, scan = frame_misfit(reconstruction, measurement, held_out, options)
-    amplitude = scan.amplitude.double().cpu().numpy()
-    power_used = np.mean(scan_used.amplitude.double().square().cpu().numpy(), axis=0)
-    mean_amplitude = np.mean(scan_used.amplitude.double().cpu().numpy(), axis=0)
-    total = np.sum(amplitude**2)
-    varies = np.sum((amplitude - mean_amplitude) ** 2)
-    noise = len(held_out) * np.sum(root_poisson_variance(power_used))
-    error_used = float(misfit_used.sum() / (len(used) * power_used.sum()))
-    error_held_out = float(misfit.sum() / total)
-    explained = (varies - misfit.sum()) / (varies - noise) if varies > noise else -np.inf
-    return {
-        "error_used": error_used,
-        "error_held_out": error_held_out,
-        "ratio": max(error_held_out, ERROR_FLOOR) / max(error_used, ERROR_FLOOR),
-        "explained": float(explained),
-    }
-
-
-def root_poisson_variance(mean: ArrayLike) -> NDArray[np.float64]:
-    """Variance of √n for Poisson counts n of the given mean: the mean itself in the dark, ¼ in bright light."""
-    values = np.asarray(mean, dtype=np.float64)
-    grid = np.linspace(0.0, 12.0, 121)
-    counts = np.arange(80)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(counts[1:]))])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        probability = np.exp(np.where(counts == 0, 0.0, counts * np.log(grid[:, None])) - grid[:, None] - log_factorial)
-    table = grid - (probability @ np.sqrt(counts)) ** 2
-    bright = 0.25 * (1.0 + 3.0 / (8.0 * np.maximum(values, grid[-1])))
-    return np.where(values < grid[-1], np.interp(values, grid, table), bright)

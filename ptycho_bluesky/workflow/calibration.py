@@ -1,9 +1,10 @@
-"""From the file of one scan to a calibration: bad pixels, centre, region of interest, orientation."""
+"""From one scan to a calibration: bad pixels, centre, region of interest, orientation, pixel size."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,42 +14,45 @@ from numpy.typing import NDArray
 from ptycho_bluesky._version import __version__
 from ptycho_bluesky.config import DetectorSettings
 from ptycho_bluesky.errors import InputError, StorageError
-from ptycho_bluesky.io import read_measurement
-from ptycho_bluesky.io.area_detector import FRAMES
-from ptycho_bluesky.io.hdf5 import dataset, has_dataset, open_file
+from ptycho_bluesky.geometry import apply_d4
 from ptycho_bluesky.preprocess import unusable_from
 from ptycho_bluesky.reconstruction.calibration import (
     PRIORS,
     BeamCentre,
+    Orientation,
     Prior,
     find_bad_pixels,
     find_centre,
     measure_orientation,
 )
+from ptycho_bluesky.reconstruction.pixel_check import check_pixel
+from ptycho_bluesky.records import Measurement
+from ptycho_bluesky.workflow.detector_scan import DetectorScan
 
 __all__ = ["calibrate"]
 
 Progress = Callable[[int, int, str], None]
 MIN_SYMMETRY = 0.8
 """Correlation of the mean frame with its half turn below which no centre is believed."""
+READ_FRAMES = 32
 
 
 def calibrate(
-    path: Path,
+    scan: DetectorScan,
     mask_path: Path,
     *,
     num_px: int | None = None,
     prior: str | None = "none",
     max_frames: int = 400,
-    stated: Mapping[str, float | None] | None = None,
+    pixel: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure how a detector stands.
 
     Parameters
     ----------
-    path : Path
-        areaDetector NeXus file of a scan.
+    scan : DetectorScan
+        From a file or a run (`ptycho_bluesky.workflow.detector_scan`).
     mask_path : Path
         Where the mask of bad pixels is written, if any are bad (``.npy``).
     num_px : int, optional
@@ -56,9 +60,10 @@ def calibrate(
     prior : str, optional
         See `ptycho_bluesky.reconstruction.calibration.measure_orientation`; None leaves the orientation alone.
     max_frames : int
-        Frames to look at: spread over the scan for the mean frame, the first ones, which overlap, for the orientation.
-    stated : mapping, optional
-        Geometry where the file has none (``energy_eV``, …).
+        Frames to look at: spread over the scan for the mean frame, the first ones, which overlap, for the orientation
+        and the pixel.
+    pixel : bool
+        Check the pixel size, in the orientation found.
     progress : callable, optional
         ``progress(done, total, name)``.
 
@@ -70,13 +75,13 @@ def calibrate(
     Raises
     ------
     InputError
-        The file has no frames, no centre can be found, or the prior is unknown.
+        The scan has no frames, no centre can be found, or the prior is unknown.
     StorageError
         The mask cannot be written.
     """
     if prior is not None and prior not in PRIORS:
         raise InputError(f"prior {prior!r}", f"known ones are {', '.join(PRIORS)}")
-    mean, marked = _mean_frame(path, max_frames)
+    mean, marked = _mean_frame(scan.frames, max_frames)
     bad = find_bad_pixels(mean, marked)
     centre = find_centre(mean, bad)
     if centre.contrast < MIN_SYMMETRY:
@@ -88,48 +93,52 @@ def calibrate(
     detector: dict[str, Any] = {"centre_px": list(centre.locked_px), "num_px": _side(centre, mean.shape, num_px)}
     if bad.any():
         detector["mask_file"] = str(_write_mask(mask_path, bad))
-    content = {"detector": detector, "measured": _measured(path, centre, bad)}
+    content = {"detector": detector, "measured": _measured(scan.name, centre, bad)}
     if prior is None:
         return content
-    known = stated or {}
-    measurement = read_measurement(
-        path,
-        limit=max_frames,
-        detector=DetectorSettings(**detector),
-        orientation="identity",
-        energy_eV=known.get("energy_eV"),
-        distance_m=known.get("distance_m"),
-        detector_pixel_m=known.get("detector_pixel_m"),
-        object_pixel_m=known.get("object_pixel_m"),
-    )
+    measurement = scan.build(DetectorSettings(**detector), max_frames, "identity")
     found = measure_orientation(measurement, cast(Prior, prior), progress=progress)
-    content["measured"]["orientation"] = {
+    content["measured"]["orientation"] = _orientation_content(found)
+    if found.found and not found.ambiguous:
+        # One of two twins taken by chance would turn every object: nothing is locked then.
+        content["geometry"] = {"orientation": found.operation}
+    if found.found and pixel:
+        content["measured"]["pixel"] = _pixel_content(measurement, found, progress)
+    return content
+
+
+def _orientation_content(found: Orientation) -> dict[str, Any]:
+    return {
         "operation": found.operation,
         "twin": found.twin,
         "resolved_by": found.resolved_by or "ambiguous",
         "errors": {name: round(error, 6) for name, error in found.errors.items()},
         "found": found.found,
     }
-    if found.found:
-        content["geometry"] = {"orientation": found.operation}
-    return content
 
 
-def _mean_frame(path: Path, max_frames: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _pixel_content(measurement: Measurement, found: Orientation, progress: Progress | None) -> dict[str, Any]:
+    mask = None if measurement.mask is None else np.ascontiguousarray(apply_d4(measurement.mask, found.operation))
+    image = np.ascontiguousarray(apply_d4(np.asarray(measurement.image), found.operation))
+    checked = check_pixel(replace(measurement, image=image, mask=mask, probe=None), progress=progress)
+    return {
+        "stated_m": measurement.pixel_size_m,
+        "measured_over_stated": round(checked.factor, 4),
+        "agrees": checked.agrees,
+        "errors": {f"{factor:.4g}": round(error, 6) for factor, error in checked.errors.items()},
+    }
+
+
+def _mean_frame(frames: Any, max_frames: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Mean counts of every pixel, without frames in which it carries the detector's mark, and which always do."""
-    with open_file(path) as file:
-        if not has_dataset(file, FRAMES):
-            raise InputError(f"{path}", f"frames are expected in {FRAMES}", "calibrate with an areaDetector file")
-        frames = dataset(file, FRAMES)
-        if frames.ndim != 3 or not len(frames):
-            raise InputError(f"{FRAMES} of shape {frames.shape}", "it holds frames (n, H, W)")
-        limit = unusable_from(frames.dtype, None)
-        total, seen = np.zeros(frames.shape[1:]), np.zeros(frames.shape[1:])
-        for row in np.unique(np.linspace(0, len(frames) - 1, min(max_frames, len(frames))).astype(int)).tolist():
-            frame = np.asarray(frames[row])
-            usable = np.isfinite(frame) if limit is None else frame < limit
-            total += np.where(usable, frame, 0)
-            seen += usable
+    limit = unusable_from(np.dtype(frames.dtype), None)
+    total, seen = np.zeros(frames.shape[1:]), np.zeros(frames.shape[1:])
+    rows = np.unique(np.linspace(0, len(frames) - 1, min(max_frames, len(frames))).astype(np.int64))
+    for first in range(0, len(rows), READ_FRAMES):
+        part = np.asarray(frames[rows[first : first + READ_FRAMES]])
+        usable = np.isfinite(part) if limit is None else part < limit
+        total += np.where(usable, part, 0).sum(axis=0, dtype=np.float64)
+        seen += usable.sum(axis=0)
     return total / np.maximum(seen, 1.0), seen == 0
 
 
@@ -149,9 +158,9 @@ def _write_mask(path: Path, bad: NDArray[np.bool_]) -> Path:
     return path.resolve()
 
 
-def _measured(path: Path, centre: BeamCentre, bad: NDArray[np.bool_]) -> dict[str, Any]:
+def _measured(name: str, centre: BeamCentre, bad: NDArray[np.bool_]) -> dict[str, Any]:
     return {
-        "file": str(path),
+        "scan": name,
         "time_s": time.time(),
         "version": __version__,
         "bad_pixels": int(np.count_nonzero(bad)),

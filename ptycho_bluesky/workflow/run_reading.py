@@ -99,7 +99,12 @@ def _events(run: Any, stream: str) -> dict[str, NDArray[Any]] | None:
 
 
 def read_measurement(
-    run: Any, *, object_pixel_m: float | None = None, prefer_file: bool | None = None, limit: int | None = None
+    run: Any,
+    *,
+    object_pixel_m: float | None = None,
+    prefer_file: bool | None = None,
+    limit: int | None = None,
+    as_laid: bool = False,
 ) -> Measurement:
     """Read frames and positions of a run.
 
@@ -114,6 +119,9 @@ def read_measurement(
         success, whose file may hold more, or less, than their documents announced.
     limit : int, optional
         Keep the first frames only.
+    as_laid : bool
+        Leave the frames as the detector laid them, for a calibration; ``metadata["canonical_px"]`` is then the side of
+        the canonical ones, to which the pixel size belongs.
 
     Returns
     -------
@@ -168,7 +176,12 @@ def read_measurement(
     if cut:
         metadata["cut_at_frame"] = int(index.max()) + 1
     metadata["light"] = Light.of_run(ptycho, _transmission(run)).as_dict()
-    image, mask = _canonical(columns["image"][order], ptycho)
+    image, mask = np.asarray(columns["image"][order]), None
+    if as_laid:
+        canonical = Canonical.from_run(ptycho, (int(image.shape[1]), int(image.shape[2])))
+        metadata["canonical_px"] = canonical.num_px
+    else:
+        image, mask = _canonical(image, ptycho)
     return Measurement(
         image=image,
         position_m=columns["position_m"][order],

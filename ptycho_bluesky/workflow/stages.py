@@ -134,7 +134,7 @@ class LearningStages:
             The measurement cannot be reconstructed.
         """
         from ptycho_bluesky.reconstruction import engine_options, reconstruct
-        from ptycho_bluesky.reconstruction.half_scans import try_half_scans
+        from ptycho_bluesky.reconstruction.evidence import gather_evidence
 
         _set_threads(job.num_threads)
         kind = engine_options(job.reconstruct.get("engine", "epie"))
@@ -142,8 +142,8 @@ class LearningStages:
         measurement = read_measurement_file(job.files.measurement)
         result = reconstruct(measurement, options, progress=_Reporter(job.files, "reconstruct", "error {:.4f}"))
         reporter = _Reporter(job.files, "half-scans", "error {:.4f}")
-        halves = try_half_scans(measurement, result, options, _label_limits(job).half_passes, progress=reporter)
-        result = replace(result, provenance={**result.provenance, **halves})
+        evidence = gather_evidence(measurement, result, options, _label_limits(job).half_passes, progress=reporter)
+        result = replace(result, provenance={**result.provenance, **evidence})
         write_reconstruction(job.files.reconstruction, result)
         return {
             "figures": {
@@ -165,7 +165,7 @@ class LearningStages:
         reserved : bool
             Whether a reserved run is there to validate on; else an area of this run is kept out of the corpus for it.
         """
-        from ptycho_bluesky.reconstruction.half_scans import stored_agreement
+        from ptycho_bluesky.reconstruction.evidence import stored_evidence
         from ptycho_bluesky.training.corpus import Corpus, write_label_set
         from ptycho_bluesky.training.label_check import check_labels
         from ptycho_bluesky.training.labels import make_labels
@@ -176,8 +176,8 @@ class LearningStages:
         reconstruction = read_reconstruction(job.files.reconstruction)
         shape = np.shape(measurement.image)
         labels = make_labels(reconstruction, measurement, (int(shape[1]), int(shape[2])))
-        # By frames that the reconstruction never saw, and by two half-scans: a bad one must not teach.
-        check = check_labels(labels, reconstruction, measurement, stored_agreement(reconstruction), _label_limits(job))
+        # By frames that the reconstruction never saw, half-scans and pixel: a bad one must not teach.
+        check = check_labels(labels, reconstruction, measurement, stored_evidence(reconstruction), _label_limits(job))
         labels = replace(labels, provenance={**labels.provenance, "check": check.as_dict()})
         result: dict[str, Any] = {
             "accepted": bool(check.accepted),
@@ -193,7 +193,8 @@ class LearningStages:
             if parts is not None:
                 train, held_out = parts
                 write_label_set(job.files.held_out, held_out)
-        Corpus(job.corpus_dir).add(train)
+        verdict = {"accepted": True, "reason": check.reason, "figures": dict(check.figures)}
+        Corpus(job.corpus_dir).add(train, acceptance=verdict)
         result["trained_frames"] = len(train)
         result["held_out_frames"] = 0 if held_out is None else len(held_out)
         return result

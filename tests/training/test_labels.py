@@ -1,24 +1,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 
+from ptycho_bluesky.config import LabelSettings
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.geometry import ObjectFrame, spiral_positions_m
+from ptycho_bluesky.geometry import ObjectFrame, apply_d4, spiral_positions_m
+from ptycho_bluesky.io import read_measurement
 from ptycho_bluesky.metrics import wrap
 from ptycho_bluesky.reconstruction import EpieOptions, reconstruct
+from ptycho_bluesky.reconstruction.evidence import Evidence, gather_evidence, stored_evidence
+from ptycho_bluesky.reconstruction.placement import with_refined_positions
 from ptycho_bluesky.records import Measurement, Reconstruction
 from ptycho_bluesky.simulation import Area, Experiment, SampleMap, default_geometry
-from ptycho_bluesky.training.labels import (
-    check_labels,
-    illumination_weight,
-    label_gauge,
-    make_labels,
-    root_poisson_variance,
-)
+from ptycho_bluesky.training.label_check import check_labels, root_poisson_variance
+from ptycho_bluesky.training.labels import illumination_weight, label_gauge, make_labels
+
+STAR = Path(__file__).parents[3] / "shared" / "data" / "siemens-star-small.npz.bz2"
 
 GEOMETRY = default_geometry(64)
 PIXEL = GEOMETRY.object_pixel_m
@@ -53,7 +55,18 @@ def measurement(experiment):
 
 @pytest.fixture(scope="module")
 def reconstruction(measurement):
-    return reconstruct(measurement, EpieOptions(iterations=25))
+    return with_evidence(measurement, EpieOptions(iterations=25))
+
+
+def with_evidence(measurement, options):
+    result = reconstruct(measurement, options)
+    found = gather_evidence(measurement, result, options, passes=10)
+    return replace(result, provenance={**result.provenance, **found})
+
+
+def judged(measurement, passes):
+    result = with_evidence(measurement, EpieOptions(iterations=passes))
+    return check_labels(make_labels(result, measurement), result, measurement, stored_evidence(result))
 
 
 def smooth_scene(slope=(0.0, 0.0)):
@@ -173,11 +186,22 @@ def test_weight_is_a_filled_falling_disc(experiment):
 
 
 def test_good_labels_are_accepted(measurement, reconstruction):
-    check = check_labels(make_labels(reconstruction, measurement), reconstruction, measurement)
+    labels = make_labels(reconstruction, measurement)
+    check = check_labels(labels, reconstruction, measurement, stored_evidence(reconstruction))
     assert check.accepted, check.reason
     assert check.figures["held_out_fraction"] >= 0.05
     assert check.figures["ratio"] < 1.2
     assert check.figures["explained"] > 0.9
+    assert check.figures["agreement"] > 0.95
+    assert check.figures["better_pixel_significance"] > 3.0
+
+
+@pytest.mark.parametrize(
+    ("num", "step_m", "exposure_s"), [(200, 200e-9, 4e-3), (300, 80e-9, 1e-4)], ids=["sparse", "little light"]
+)
+def test_other_good_labels_are_accepted_too(experiment, num, step_m, exposure_s):
+    check = judged(measured(experiment, spiral_positions_m(num, step_m), exposure_s), 25)
+    assert check.accepted, check.reason
 
 
 @pytest.mark.parametrize(
@@ -189,37 +213,86 @@ def test_good_labels_are_accepted(measurement, reconstruction):
     ],
 )
 def test_wrong_positions_are_rejected_with_a_reason(measurement, what, change):
-    wrong = replace(measurement, position_m=change(measurement.position_m))
-    result = reconstruct(wrong, EpieOptions(iterations=15))
-    check = check_labels(make_labels(result, wrong), result, wrong)
+    check = judged(replace(measurement, position_m=change(measurement.position_m)), 15)
     assert not check.accepted
     assert "positions" in check.reason
 
 
+@pytest.mark.parametrize("operation", ["transpose", "flip_rows", "rot90"])
+def test_a_wrong_orientation_is_rejected_with_a_reason(measurement, operation):
+    turned = replace(measurement, image=np.ascontiguousarray(apply_d4(measurement.image, operation)))
+    check = judged(turned, 15)
+    assert not check.accepted
+    assert "geometry" in check.reason
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.95, 1.05])
+def test_a_wrong_pixel_is_rejected_with_a_reason(measurement, factor):
+    check = judged(replace(measurement, pixel_size_m=factor * PIXEL, geometry=None), 15)
+    assert not check.accepted
+    assert "pixel" in check.reason
+    assert (check.figures["better_pixel"] > 1) == (factor < 1)
+
+
+@pytest.mark.skipif(not STAR.exists(), reason=f"real scan {STAR} is not there")
+def test_the_real_star_is_accepted_and_its_shuffled_frames_are_not():
+    star = read_measurement(STAR, limit=300)
+    check = judged(star, 10)
+    assert check.accepted, check.reason
+    assert check.figures["agreement"] > 0.85
+    shuffled = replace(star, position_m=np.random.default_rng(0).permutation(star.position_m))
+    assert not judged(shuffled, 5).accepted
+
+
 def test_positions_too_far_apart_are_rejected_by_the_ratio(experiment):
-    sparse = measured(experiment, spiral_positions_m(80, 400e-9))
-    result = reconstruct(sparse, EpieOptions(iterations=40))
-    check = check_labels(make_labels(result, sparse), result, sparse)
+    check = judged(measured(experiment, spiral_positions_m(80, 400e-9)), 40)
     assert not check.accepted
     assert "held-out" in check.reason
 
 
 def test_limits_are_stated(measurement, reconstruction):
-    labels = make_labels(reconstruction, measurement)
-    strict = check_labels(labels, reconstruction, measurement, max_ratio=0.5)
-    assert not strict.accepted
-    assert "times that of used ones" in strict.reason
-    broken = replace(labels, phase_rad=np.full_like(labels.phase_rad, np.nan))
-    assert not check_labels(broken, reconstruction, measurement).accepted
+    labels, evidence = make_labels(reconstruction, measurement), stored_evidence(reconstruction)
+
+    def reason(limits=None, evidence=evidence, labels=labels):
+        check = check_labels(labels, reconstruction, measurement, evidence, limits)
+        assert not check.accepted
+        return check.reason
+
+    assert "times that of used ones" in reason(LabelSettings(max_ratio=1.0))
+    assert "half-scans correlate by" in reason(LabelSettings(min_agreement=1.0))
+    assert "compared" in reason(evidence=Evidence(None, {}))
+    assert "1.04 times" in reason(evidence=replace(evidence, pixel={0.96: 3.0, 1.04: -9.0}))
+    assert "finite" in reason(labels=replace(labels, phase_rad=np.full_like(labels.phase_rad, np.nan)))
+
+
+def test_refined_positions_are_those_of_the_labels(experiment):
+    position = spiral_positions_m(150, 90e-9)
+    jitter = np.random.default_rng(1).normal(0.0, 1.0, position.shape) * PIXEL
+    shaken = replace(measured(experiment, position), position_m=position + jitter)
+    options = EpieOptions(iterations=30, correct_positions=True, position_start=5)
+    result = with_evidence(shaken, options)
+    labels = make_labels(result, shaken)
+    placed = with_refined_positions(shaken, result)
+    np.testing.assert_array_equal(labels.position_m, placed.position_m)
+    away = (labels.position_m - position) / PIXEL
+    away -= away.mean(axis=0)
+    held_out = np.isin(labels.frame_index, result.provenance["frames_held_out"])
+    assert held_out.sum() >= 7
+    for rows in (held_out, ~held_out):
+        # a common shift is a gauge, of the held-out frames by themselves as well
+        assert np.sqrt(np.mean((away[rows] - away[rows].mean(axis=0)) ** 2)) < 0.3
+    check = check_labels(labels, result, shaken, stored_evidence(result))
+    assert check.accepted, check.reason
+    assert labels.provenance["positions"] == "refined"
 
 
 def test_what_cannot_be_judged_is_refused(measurement, reconstruction):
     labels = make_labels(reconstruction, measurement)
     none_left_out = reconstruct(measurement, EpieOptions(iterations=1, holdout_fraction=0.0))
     with pytest.raises(InputError, match="holdout_fraction"):
-        check_labels(labels, none_left_out, measurement)
+        check_labels(labels, none_left_out, measurement, Evidence(None, {}))
     with pytest.raises(InputError, match="one run"):
-        check_labels(replace(labels, run_uid="other"), reconstruction, measurement)
+        check_labels(replace(labels, run_uid="other"), reconstruction, measurement, Evidence(None, {}))
     with pytest.raises(InputError, match="not in the measurement"):
         make_labels(reconstruction, replace(measurement, frame_index=np.arange(300)))
     with pytest.raises(InputError, match="frames_used"):
