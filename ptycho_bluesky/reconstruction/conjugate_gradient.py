@@ -99,10 +99,12 @@ class ConjugateGradient:
         self._outside = obj.clone() if self.workers.rank == 0 else torch.zeros_like(obj)
         for one in self._tiles:
             self._outside[one.slices] = 0
+        # Of the whole scan, that it is the same for every worker.
+        mean_counts = self._total / scan.amplitude.numel()
+        floor = options.poisson_floor if options.noise == "poisson" else options.gaussian_floor * mean_counts
         if self.workers.count > 1:
             scan = scan.part(tile.rows, tile.first)
-        floor = options.poisson_floor if options.noise == "poisson" else None
-        self._likelihood = Likelihood(scan.amplitude, scan.trusted, floor)
+        self._likelihood = Likelihood(scan.amplitude, scan.trusted, floor, poisson=options.noise == "poisson")
         self._direction: Gradient | None = None
         self._slope_before: Gradient | None = None
         self.move(scan)

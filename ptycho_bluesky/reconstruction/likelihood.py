@@ -1,8 +1,13 @@
 """Negative log-likelihoods of frames: value, gradient, and values along a line, with or without compiled loops.
 
-Gaussian: constant variance of the amplitude, L = Σ(|F| − √I)². Poisson: L = Σ(m − I·ln m) with m = |F|² + floor, less
-the constant that makes a perfect model 0. |F|² is the sum over the modes. The gradient is ∂L/∂F*, so that a change dF
-changes L by 2·Re⟨∂L/∂F*, dF⟩.
+Gaussian: constant variance of the amplitude, L = Σ(√(|F|² + ε) − √(I + ε))². Poisson: L = Σ(m − I·ln m) with
+m = |F|² + ε, less the constant that makes a perfect model 0. |F|² is the sum over the modes. The gradient is ∂L/∂F*, so
+that a change dF changes L by 2·Re⟨∂L/∂F*, dF⟩.
+
+Without the floor ε the Gaussian gradient is F − √I·F/|F|: where the model is dark and the frame is not, as outside the
+pupil before the object is known, its phase is that of rounding errors, at full strength. Then no two runs agree, since
+the libraries round by where their memory happens to lie. The floor bounds what an error of F does to the gradient, to
+√(1 + I/ε) times the error.
 """
 
 from __future__ import annotations
@@ -29,12 +34,16 @@ class Likelihood:
     amplitude : Tensor of float, shape (n, N, N)
         √I.
     trusted : Tensor of bool, shape (N, N), or None
-    poisson_floor : float or None
-        Counts added to the model's; None for the Gaussian likelihood.
+    floor : float
+        ε, in counts.
+    poisson : bool
+        Which of the two.
     """
 
-    def __init__(self, amplitude: Tensor, trusted: Tensor | None, poisson_floor: float | None = None) -> None:
-        self._amplitude, self._floor = amplitude, poisson_floor
+    def __init__(self, amplitude: Tensor, trusted: Tensor | None, floor: float, *, poisson: bool = False) -> None:
+        self._amplitude, self._floor, self._is_poisson = amplitude, floor, poisson
+        # The amplitudes that the model's are compared with, and of the same kind.
+        self._smooth = amplitude if poisson else (amplitude.square() + floor).sqrt_()
         real = amplitude.dtype
         self._trusted = torch.ones(amplitude.shape[-2:], dtype=real, device=amplitude.device)
         if trusted is not None:
@@ -63,11 +72,11 @@ class Likelihood:
         amplitude = self._amplitude[rows]
         modulus = power.clamp(min=torch.finfo(power.dtype).tiny).sqrt_()
         misfit = float(((modulus - amplitude) * self._trusted).double().square().sum())
-        if self._floor is None:
-            return wave * (self._trusted * (1.0 - amplitude / modulus))[:, None], misfit, misfit
-        model = power + self._floor
-        factor = self._trusted * (1.0 - amplitude.square() / model)
-        return wave * factor[:, None], self._poisson(power, amplitude), misfit
+        if self._is_poisson:
+            factor = 1.0 - amplitude.square() / (power + self._floor)
+        else:
+            factor = 1.0 - self._smooth[rows] / (power + self._floor).sqrt_()
+        return wave * (self._trusted * factor)[:, None], self._value(power, rows), misfit
 
     def along(self, wave: Tensor, first: Tensor, second: Tensor | None, rows: slice, steps: list[float]) -> NDArray:
         """L of the frames ``rows`` at the far fields wave + γ·first + γ²·second, for each γ of ``steps``."""
@@ -78,31 +87,26 @@ class Likelihood:
             trial = wave + step * first
             if second is not None:
                 trial += step**2 * second
-            found.append(self._value(_power(trial), self._amplitude[rows]))
+            found.append(self._value(_power(trial), rows))
         return np.array(found)
 
     def _along_compiled(
         self, wave: Tensor, first: Tensor, second: Tensor | None, rows: slice, steps: list[float]
     ) -> NDArray:
-        amplitude = self._amplitude[rows].numpy()
+        amplitude = self._smooth[rows].numpy()
         kind = amplitude.dtype
         third = np.zeros((0, 0, 0, 0), dtype=kind) if second is None else _parts(second)
-        floor = kind.type(-1.0 if self._floor is None else self._floor)
         values = np.zeros(len(steps))
-        trials = np.asarray(steps, dtype=kind)
-        tiny, trusted = np.finfo(kind).tiny, self._trusted.numpy()
-        _values_along(_parts(wave), _parts(first), third, amplitude, trusted, trials, floor, tiny, values)
+        trials, floor = np.asarray(steps, dtype=kind), kind.type(self._floor)
+        trusted = self._trusted.numpy()
+        _values_along(_parts(wave), _parts(first), third, amplitude, trusted, trials, floor, self._is_poisson, values)
         return values
 
-    def _value(self, power: Tensor, amplitude: Tensor) -> float:
-        if self._floor is None:
-            modulus = power.clamp(min=torch.finfo(power.dtype).tiny).sqrt()
-            return float(((modulus - amplitude) * self._trusted).double().square().sum())
-        return self._poisson(power, amplitude)
-
-    def _poisson(self, power: Tensor, amplitude: Tensor) -> float:
-        assert self._floor is not None
-        model, counts = power.double() + self._floor, amplitude.double().square()
+    def _value(self, power: Tensor, rows: slice) -> float:
+        if not self._is_poisson:
+            gap = ((power + self._floor).sqrt_() - self._smooth[rows]) * self._trusted
+            return float(gap.double().square().sum())
+        model, counts = power.double() + self._floor, self._amplitude[rows].double().square()
         perfect = counts - torch.xlogy(counts, counts)
         return float(((model - counts * model.log() - perfect) * self._trusted).sum())
 
@@ -131,10 +135,10 @@ def _add_curved_row(power, wave, first, second, step):  # pragma: no cover - com
 
 
 @numba.njit(cache=True, nogil=True, fastmath=LOOSE_MATH, error_model="numpy")
-def _gaussian_row(power, amplitude, trusted, tiny):  # pragma: no cover - compiled
+def _gaussian_row(power, amplitude, trusted, floor):  # pragma: no cover - compiled
     total = power[0] * 0
     for j in range(power.shape[0]):
-        gap = (np.sqrt(power[j] + tiny) - amplitude[j]) * trusted[j]
+        gap = (np.sqrt(power[j] + floor) - amplitude[j]) * trusted[j]
         total += gap * gap
     return total
 
@@ -150,8 +154,10 @@ def _poisson_row(power, amplitude, trusted, floor):  # pragma: no cover - compil
 
 
 @numba.njit(cache=True, nogil=True)
-def _values_along(wave, first, second, amplitude, trusted, steps, floor, tiny, values):  # pragma: no cover - compiled
-    """Likelihood at each trial step; ``floor`` < 0 asks for the Gaussian one, an empty ``second`` for a line."""
+def _values_along(
+    wave, first, second, amplitude, trusted, steps, floor, poisson, values
+):  # pragma: no cover - compiled
+    """Likelihood at each trial step; an empty ``second`` asks for a line."""
     modes, size = wave.shape[1:3]
     power = np.empty(size, dtype=amplitude.dtype)
     for k in range(wave.shape[0]):
@@ -163,7 +169,7 @@ def _values_along(wave, first, second, amplitude, trusted, steps, floor, tiny, v
                         _add_curved_row(power, wave[k, m, i], first[k, m, i], second[k, m, i], steps[t])
                     else:
                         _add_trial_row(power, wave[k, m, i], first[k, m, i], steps[t])
-                if floor < 0:
-                    values[t] += _gaussian_row(power, amplitude[k, i], trusted[i], tiny)
-                else:
+                if poisson:
                     values[t] += _poisson_row(power, amplitude[k, i], trusted[i], floor)
+                else:
+                    values[t] += _gaussian_row(power, amplitude[k, i], trusted[i], floor)

@@ -31,6 +31,11 @@ class EngineOptions(BaseModel):
     batch_size: int = Field(default=16, ge=1, description="Frames of one simultaneous update; 1: strictly one by one.")
     probe_modes: int = Field(default=1, ge=1, le=20, description="Mutually incoherent modes of the illumination.")
     update_probe: bool = Field(default=True, description="False keeps the starting probe.")
+    check_probe: bool = Field(
+        default=True,
+        description="Try a stated starting probe beside ones made from the mean frame; the one that clearly explains "
+        "the frames better is used. Nothing is tried where the probe is not updated.",
+    )
     probe_start: int = Field(default=1, ge=0, description="Passes before the probe is first updated.")
     correct_positions: bool = Field(default=False, description="Refine the positions of the frames.")
     position_start: int = Field(default=10, ge=0, description="Passes before the positions are first refined.")
@@ -131,6 +136,13 @@ class CgOptions(EngineOptions):
     )
     poisson_floor: float = Field(
         default=1e-2, gt=0.0, description="Counts added to the model's in the Poisson likelihood: keeps it finite."
+    )
+    gaussian_floor: float = Field(
+        default=1e-4,
+        gt=0.0,
+        le=1.0,
+        description="Added to the model's and the measured counts in the Gaussian likelihood, in units of the mean "
+        "count of a pixel: keeps its gradient smooth where the model is dark.",
     )
     armijo: float = Field(default=1e-4, gt=0.0, lt=0.5, description="Part of the predicted decrease that is asked for.")
 

@@ -31,6 +31,8 @@ SAMPLED_FRAMES = 64
 """Frames of which the mean counts are taken."""
 TRIAL_FRAMES = 192
 TRIAL_PASSES = 3
+CLEARLY_BETTER = 0.5
+"""A probe from the mean frame replaces a stated one when its error in a short reconstruction is below this part."""
 PUPIL_EDGE_QUANTILE = 0.95
 PUPIL_LEVEL = 0.3
 MODE_POWER = 0.05
@@ -79,7 +81,9 @@ def starting_probe(
     Returns
     -------
     ProbeStart
-        From ``probe``, else the measurement's own probe, else the optics, else `probe_from_mean_frame`.
+        From ``probe``, else the measurement's own probe, else the optics, else `probe_from_mean_frame`. Where the
+        options ask for a check and the probe may change, a stated one gives way to that of the mean frame if that
+        explains the frames clearly better: engines do not find back from a probe of the wrong shape.
 
     Raises
     ------
@@ -98,19 +102,38 @@ def _starting_probe(
     plate: ZonePlate | None,
     selection: Selection,
 ) -> ProbeStart:
-    wave, source = probe, "given"
-    if wave is None:
-        wave, source = measurement.probe, "measurement"
-    if wave is None:
-        plate = plate or _stated_plate(measurement)
-        if plate is not None and measurement.geometry is not None:
-            wave, source = zone_plate_probe(plate, measurement.geometry), "zone plate"
+    size = int(np.shape(measurement.image)[-1])
+    sample = selection.used[:: max(1, len(selection.used) // SAMPLED_FRAMES)]
+    counts = mean_counts(_scan_of(measurement, sample, options)[0])
+    wave, source = _stated_probe(measurement, probe, plate)
     if wave is None:
         wave, source = probe_from_mean_frame(measurement, options, selection), "mean frame"
-    modes = _checked(np.asarray(wave), int(np.shape(measurement.image)[-1]))
-    modes = _with_modes(modes, options.probe_modes)
-    sample = selection.used[:: max(1, len(selection.used) // SAMPLED_FRAMES)]
-    return ProbeStart(_scaled(modes, mean_counts(_scan_of(measurement, sample, options)[0])), source)
+    modes = _checked(np.asarray(wave), size)
+    if source != "mean frame" and options.check_probe and options.update_probe:
+        trials = _Trials(measurement, options, selection)
+        found, least = trials.search()
+        error = trials.error(_scaled(modes, counts))
+        if least < CLEARLY_BETTER * error:
+            logger.warning(
+                "the starting probe (%s) explains the frames worse than one made from their mean, error %.3g against "
+                "%.3g: the latter is used; check_probe=False keeps the former", source, error, least,
+            )  # fmt: skip
+            modes, source = _checked(found, size), "mean frame"
+    return ProbeStart(_scaled(_with_modes(modes, options.probe_modes), counts), source)
+
+
+def _stated_probe(
+    measurement: Measurement, probe: NDArray[Any] | None, plate: ZonePlate | None
+) -> tuple[NDArray[Any] | None, str]:
+    """What is known of the probe, and from where."""
+    if probe is not None:
+        return probe, "given"
+    if measurement.probe is not None:
+        return measurement.probe, "measurement"
+    plate = plate or _stated_plate(measurement)
+    if plate is not None and measurement.geometry is not None:
+        return zone_plate_probe(plate, measurement.geometry), "zone plate"
+    return None, ""
 
 
 def _stated_plate(measurement: Measurement) -> ZonePlate | None:
@@ -178,25 +201,38 @@ def probe_from_mean_frame(
     ndarray of complex64, shape (N, N)
     """
     options = options or EpieOptions()
-    used = (selection or select_frames(measurement, options)).used
-    scan, frame = _scan_of(measurement, _patch_of_frames(measurement.position_m, used), options)
-    pupil = np.sqrt(np.mean(scan.amplitude.double().square().cpu().numpy(), axis=0))
-    trial = EpieOptions(
-        iterations=TRIAL_PASSES, probe_start=1, settle_fraction=0.0, dtype=options.dtype, device=options.device
-    )
-    best, least = None, np.inf
-    fractions = sorted({sign * value for value in BEAM_FRACTIONS for sign in (1.0, -1.0)})
-    for fraction in fractions:
-        wave = _defocused(pupil, fraction)
-        probe = torch.from_numpy(wave)[None].to(scan.ramp_row)
-        obj = torch.ones(frame.shape, dtype=probe.dtype, device=probe.device)
-        engine = Pie(scan, obj, probe, trial)
-        error = [engine.run_pass(iteration) for iteration in range(trial.iterations)][-1]
-        logger.debug("beam of %+.2f windows: diffraction error %.4f", fraction, error)
-        if error < least:
-            best, least = wave, error
-    assert best is not None
-    return best.astype(np.complex64)
+    found, _ = _Trials(measurement, options, selection or select_frames(measurement, options)).search()
+    return found.astype(np.complex64)
+
+
+class _Trials:
+    """Short reconstructions from a patch of neighbouring frames, which tell starting probes apart by their error."""
+
+    def __init__(self, measurement: Measurement, options: EngineOptions, selection: Selection) -> None:
+        rows = _patch_of_frames(measurement.position_m, selection.used)
+        self._scan, self._frame = _scan_of(measurement, rows, options)
+        self._options = EpieOptions(
+            iterations=TRIAL_PASSES, probe_start=1, settle_fraction=0.0, dtype=options.dtype, device=options.device
+        )
+
+    def error(self, wave: NDArray[Any]) -> float:
+        """Diffraction error of the last pass from the probe (modes, N, N)."""
+        probe = torch.from_numpy(wave).to(self._scan.ramp_row)
+        obj = torch.ones(self._frame.shape, dtype=probe.dtype, device=probe.device)
+        engine = Pie(self._scan, obj, probe, self._options)
+        return [engine.run_pass(iteration) for iteration in range(self._options.iterations)][-1]
+
+    def search(self) -> tuple[NDArray[np.complex128], float]:
+        """Best probe (N, N) with the pupil of the mean frame, and its error."""
+        pupil = np.sqrt(np.mean(self._scan.amplitude.double().square().cpu().numpy(), axis=0))
+        best, least = _defocused(pupil, 0.0), np.inf
+        for fraction in sorted({sign * value for value in BEAM_FRACTIONS for sign in (1.0, -1.0)}):
+            wave = _defocused(pupil, fraction)
+            error = self.error(wave[None])
+            logger.debug("beam of %+.2f windows: diffraction error %.4f", fraction, error)
+            if error < least:
+                best, least = wave, error
+        return best, least
 
 
 def _patch_of_frames(position: NDArray[np.float64], used: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -15,7 +15,8 @@ FLOOR = 0.01
 
 
 def engine(noise="gaussian", modes=1, masked=False, counted=None, **options):
-    options = CgOptions(noise=noise, poisson_floor=FLOOR, dtype="complex128", probe_start=0, **options)
+    floors = {"poisson_floor": FLOOR, "gaussian_floor": FLOOR}
+    options = CgOptions(noise=noise, **floors, dtype="complex128", probe_start=0, **options)
     scan = random_scan(masked=masked)
     return ConjugateGradient(scan, random_wave(40, 41), random_wave(modes, N, N, seed=1), options, counted)
 
@@ -26,9 +27,10 @@ def objective(scan, obj, probe, noise):
     wave = torch.fft.ifft2(torch.fft.fft2(probe) * ramp) * gather(obj, scan.corner, N)[:, None]
     power = (torch.fft.fft2(wave, norm="ortho").abs() ** 2).sum(dim=1)
     weight = 1.0 if scan.trusted is None else scan.trusted
-    if noise == "gaussian":
-        return (((power.sqrt() - scan.amplitude) ** 2) * weight).sum()
     counts = scan.amplitude**2
+    if noise == "gaussian":
+        floor = FLOOR * counts.mean()
+        return ((((power + floor).sqrt() - (counts + floor).sqrt()) ** 2) * weight).sum()
     return ((power - counts * torch.log(power + FLOOR)) * weight).sum()
 
 
