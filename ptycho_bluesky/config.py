@@ -288,7 +288,7 @@ class WorkerSettings(_Section):
         default=3600.0, ge=0.0, description="How often a run is looked at while the model fits."
     )
     settle_gain: float | None = Field(
-        default=0.02,
+        default=0.03,
         gt=0.0,
         description="A retraining that gains this much score is followed by another; null: only mismatches retrain.",
     )

@@ -56,18 +56,19 @@ class GateBench:
     architecture : str
     frames_per_scan : int
         Budget of a retraining, in frame-updates.
-    iterations : int
-        Of the reconstruction that labels are cut from.
+    iterations, half_passes : int
+        Of the reconstruction that labels are cut from, and of the half-scans by which they are judged.
     probe_scans : int
         The interval after which the policy looks at a run though the model fitted, in scans.
     num_threads : int
     """
 
     scans: ScanOptions = field(default_factory=ScanOptions)
-    architecture: str = "lean"
-    frames_per_scan: int = 4000
-    iterations: int = 30
-    probe_scans: int = 4
+    architecture: str = "lean16"
+    frames_per_scan: int = 2500
+    iterations: int = 15
+    half_passes: int = 4
+    probe_scans: int = 6
     num_threads: int = 1
 
     def settings(self, folder: Path, update: str) -> Settings:
@@ -75,7 +76,7 @@ class GateBench:
         period_s = self.scans.period_s
         return Settings(
             data_dir=folder,
-            reconstruct={"iterations": self.iterations},  # pyright: ignore[reportArgumentType]
+            reconstruct={"iterations": self.iterations, "labels": {"half_passes": self.half_passes}},  # pyright: ignore[reportArgumentType]
             train={  # pyright: ignore[reportArgumentType]
                 "architecture": self.architecture,
                 "frames_per_scan": self.frames_per_scan,

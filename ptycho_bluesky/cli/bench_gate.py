@@ -15,11 +15,9 @@ __all__ = ["gate"]
 def gate(
     scans: Annotated[int, typer.Option(help="Scans of the experiment.", min=8)] = 40,
     size: Annotated[int, typer.Option(help="Rows and columns of a frame.")] = 64,
-    budget: Annotated[int, typer.Option(help="Frame-updates of a retraining.", min=100)] = 4000,
-    probe_scans: Annotated[int, typer.Option(help="Scans after which the policy looks again.", min=1)] = 4,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to keep everything in; what was cut short goes on.")
-    ] = None,
+    budget: Annotated[int, typer.Option(help="Frame-updates of a retraining.", min=100)] = 2500,
+    probe_scans: Annotated[int, typer.Option(help="Scans after which the policy looks again.", min=1)] = 6,
+    out: Annotated[Path | None, typer.Option(help="Folder to keep everything in; what was cut short goes on.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
     verbose: VerboseOption = False,
 ) -> None:

@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ptycho_bluesky.config import Settings
@@ -48,6 +49,8 @@ class RunNote:
         See `ptycho_bluesky.training.update_policy.Finding`.
     held_out : int
         Frames of its held-out area.
+    published : bool
+        Whether its decision is in Tiled.
     """
 
     uid: str
@@ -62,6 +65,7 @@ class RunNote:
     mismatch: float | None = None
     gain: float | None = None
     held_out: int = 0
+    published: bool = False
 
     @classmethod
     def of(cls, state: RunState) -> RunNote:
@@ -140,11 +144,32 @@ class RunBook:
         if before is not None and before.outcome and not state.outcome:
             self._append(RunNote(state.uid))
         folder.save(state)
+        self.note(state)
+
+    def note(self, state: RunState) -> None:
+        """Note a state that is on disk."""
         note = RunNote.of(state)
         with self._lock:
             self._notes[state.uid] = note
         if state.outcome:
             self._append(note)
+
+    def mark_published(self, uid: str) -> None:
+        """The decision on a run is in Tiled."""
+        with self._lock:
+            note = self._notes[uid] = replace(self._notes[uid], published=True)
+        if note.outcome:
+            self._append(note)
+
+    def unpublished(self) -> set[str]:
+        """Runs whose decision is not known to be in Tiled."""
+        with self._lock:
+            return {uid for uid, note in self._notes.items() if not note.published}
+
+    def outcomes(self) -> dict[str, int]:
+        """How many runs have each outcome."""
+        with self._lock:
+            return dict(Counter(note.outcome for note in self._notes.values() if note.outcome))
 
     def reread(self, uid: str) -> None:
         """Take a state from disk that another process has changed."""

@@ -59,6 +59,7 @@ class RunState:
     begun: dict[str, int] = field(default_factory=dict)
     outcome: str = ""
     reason: str = ""
+    taken_s: float = 0.0
     updated_s: float = 0.0
 
     @property

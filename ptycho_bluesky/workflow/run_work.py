@@ -132,7 +132,8 @@ class RunWork:
             shared.book.forget(run.uid)
             state = None
         if state is None:
-            state = RunState(run.uid, stop_uid, run.purpose, run.start.get("scan_id"), run.time_s)
+            scan_id, taken_s = run.start.get("scan_id"), time.time()
+            state = RunState(run.uid, stop_uid, run.purpose, scan_id, run.time_s, taken_s=taken_s)
             # Older runs are asked whether they are under way, before this one has begun.
             shared.book.save(self.folder, state)
         self.state = state

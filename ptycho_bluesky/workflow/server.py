@@ -34,9 +34,12 @@ from ptycho_bluesky.workflow.storage_repair import set_orphans_aside
 if TYPE_CHECKING:
     import uvicorn
 
-__all__ = ["ServerProcess", "serve", "server_config", "start_server", "web_address"]
+__all__ = ["CATALOGUE", "ServerProcess", "serve", "server_config", "start_server", "web_address"]
 
 logger = logging.getLogger(__name__)
+
+CATALOGUE = "catalog.db"
+"""File of the embedded server's catalogue in ``tiled_dir``."""
 
 CACHE_S = 60
 """Seconds for which the server remembers updates, contents included: mosaics come every second, labels are large."""
@@ -70,7 +73,7 @@ def server_config(settings: Settings, readable: Sequence[Path] = ()) -> dict[str
     exporter = "bluesky_tiled_plugins.exporters:json_seq_exporter"
     return {
         "catalog": {
-            "uri": f"sqlite:///{storage / 'catalog.db'}",
+            "uri": f"sqlite:///{storage / CATALOGUE}",
             "writable_storage": [str(storage / "arrays"), f"duckdb:///{storage / 'tables.duckdb'}"],
             "readable_storage": [str(folder.resolve()) for folder in (settings.raw_dir, *readable)],
             "init_if_not_exists": True,

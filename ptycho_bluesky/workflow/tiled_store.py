@@ -24,6 +24,7 @@ from ptycho_bluesky.workflow.catalogue import select_metadata
 from ptycho_bluesky.workflow.client import connect, get_child, get_or_create, jsonable, reachable
 from ptycho_bluesky.workflow.model_store import TiledModelStore
 from ptycho_bluesky.workflow.run_reading import read_measurement
+from ptycho_bluesky.workflow.run_summary import SUMMARY, RunSummary, summary_of
 from ptycho_bluesky.workflow.tiled_arrays import (
     geometry_content,
     geometry_metadata,
@@ -38,50 +39,7 @@ __all__ = ["RunSummary", "StoredMosaic", "TiledStore"]
 LIVE = "live"
 RECONSTRUCTION = "reconstruction"
 FRAME_LOG = "frame_log"
-SUMMARY = (
-    "{start: {uid: start.uid, time: start.time, scan_id: start.scan_id, "
-    "ptycho: start.ptycho && {purpose: start.ptycho.purpose || 'train'}}, stop: stop && {uid: stop.uid}}"
-)
-"""JMESPath of what a worker needs to know of a run."""
 MOSAIC_ARRAYS = ("phase_rad", "weight", "coverage", "variance")
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One run of the catalogue.
-
-    Attributes
-    ----------
-    uid : str
-    time_s : float
-        Time of the start document, seconds since the epoch.
-    start : dict
-        Start document.
-    stop : dict or None
-        Stop document; None while the run is open.
-    """
-
-    uid: str
-    time_s: float
-    start: Mapping[str, Any]
-    stop: Mapping[str, Any] | None
-
-    @property
-    def is_ptycho(self) -> bool:
-        """Whether it is a ptychographic scan of ours."""
-        return bool(self.start.get("ptycho"))
-
-    @property
-    def purpose(self) -> str:
-        """``train``, ``reserved`` or ``test``; "" for other runs."""
-        return str((self.start.get("ptycho") or {}).get("purpose", "train")) if self.is_ptycho else ""
-
-    def brief(self) -> RunSummary:
-        """The same with no more of the documents than tells the run: a trajectory is long."""
-        start: dict[str, Any] = {name: self.start.get(name) for name in ("uid", "time", "scan_id")}
-        if self.is_ptycho:
-            start["ptycho"] = {"purpose": self.purpose}
-        return RunSummary(self.uid, self.time_s, start, {"uid": self.stop.get("uid")} if self.stop else None)
 
 
 @dataclass(frozen=True)
@@ -206,7 +164,7 @@ class TiledStore:
             if since_s is not None:
                 catalogue = catalogue.search(Comparison("ge", "start.time", since_s))
             found = [(key, node.metadata) for key, node in catalogue.items()]
-        summaries = [_summary(key, metadata) for key, metadata in found if "start" in metadata]
+        summaries = [summary_of(key, metadata) for key, metadata in found if "start" in metadata]
         return sorted(summaries, key=lambda run: run.time_s)
 
     def run_summaries(self, since_s: float | None = None) -> Iterator[RunSummary]:
@@ -226,13 +184,13 @@ class TiledStore:
         with reachable(self.uri):
             for key, metadata in select_metadata(self.raw, SUMMARY, since):
                 if metadata and (metadata.get("start") or {}).get("uid"):
-                    yield _summary(key, metadata)
+                    yield summary_of(key, metadata)
 
     def summary(self, uid: str) -> RunSummary | None:
         """Documents of one run, by its whole uid; None where there is no such run (now)."""
         with reachable(self.uri):
             node = get_child(self.raw, uid)
-        return None if node is None or "start" not in node.metadata else _summary(uid, node.metadata)
+        return None if node is None or "start" not in node.metadata else summary_of(uid, node.metadata)
 
     def stop_uid(self, uid: str) -> str:
         """Uid of a run's stop document, "" while it has none."""
@@ -503,7 +461,3 @@ class TiledStore:
         if node is None:
             raise InputError(f"{self.settings.results}/{uid}/{name}", f"it is not in Tiled: {why}", "wait, or look")
         return node
-
-
-def _summary(uid: str, metadata: Mapping[str, Any]) -> RunSummary:
-    return RunSummary(uid, float(metadata["start"].get("time", 0.0)), metadata["start"], metadata.get("stop"))

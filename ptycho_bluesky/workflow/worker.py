@@ -121,7 +121,7 @@ class Worker:
         with exclusive(self.settings.worker_dir, "worker"):
             self._stop_file.unlink(missing_ok=True)
             self._book.load()
-            self._unpublished = {note.uid for note in self._book.notes() if not self._is_published(note.uid)}
+            self._unpublished = {uid for uid in self._book.unpublished() if not self._is_published(uid)}
             compute = Compute(self._make_executor)
             compute.submit(_warm_up)
             shared = Shared(
@@ -258,6 +258,7 @@ class Worker:
             publish(self._connections.store, folder, state)
             if self._is_published(uid):
                 self._unpublished.discard(uid)
+                self._book.mark_published(uid)
 
     def _is_published(self, uid: str) -> bool:
         return "decision" in run_folder(self.settings, uid).published()
@@ -265,14 +266,13 @@ class Worker:
     # --- status -------------------------------------------------------------------------------------------------------
 
     def _status(self, *, reachable: bool) -> dict[str, Any]:
-        outcomes = [note.outcome for note in self._book.notes()]
         return {
             "process": os.getpid(),
             "tiled_reachable": reachable,
             "under_way": sorted(self._under_way),
             "waiting": [uid for uid in self._runs.waiting() if uid not in self._under_way],
             "unpublished": sorted(self._unpublished),
-            "outcomes": {name: outcomes.count(name) for name in sorted(set(outcomes)) if name},
+            "outcomes": self._book.outcomes(),
         }
 
     def _report(self, *, reachable: bool) -> None:

@@ -389,3 +389,25 @@ class TestConnection:
 
 def test_geometry_survives():
     assert Geometry.from_dict(GEOMETRY.as_dict()) == GEOMETRY
+
+
+class TestLongCatalogues:
+    def test_runs_and_decisions_with_no_more_than_is_needed(self, store, monkeypatch):
+        monkeypatch.setattr("ptycho_bluesky.workflow.catalogue.PAGE", 2)
+        for number in range(5):
+            start = {"uid": f"run{number}", "time": float(number), "scan_id": number, "plan_name": "x"}
+            if number != 1:
+                start["ptycho"] = {"purpose": "reserved"} if number == 2 else {"trajectory": [0.0] * 100}
+            stop = None if number == 4 else {"uid": f"stop{number}", "exit_status": "success"}
+            store.raw.create_container(key=f"run{number}", metadata={"start": start, "stop": stop})
+            if number < 3:
+                store.write_decision(f"run{number}", {"stop_uid": f"stop{number}", "outcome": "skipped"})
+        found = {run.uid: run for run in store.run_summaries()}
+        assert list(found) == [f"run{number}" for number in range(5)]
+        assert [run.purpose for run in found.values()] == ["train", "", "reserved", "train", "train"]
+        assert found["run0"].start == {"uid": "run0", "time": 0.0, "scan_id": 0, "ptycho": {"purpose": "train"}}
+        assert found["run0"].stop == {"uid": "stop0"}
+        assert found["run4"].stop is None
+        assert store.summary("run0").brief() == found["run0"]
+        assert [run.uid for run in store.run_summaries(2.0)] == ["run2", "run3", "run4"]
+        assert dict(store.decided_runs()) == {f"run{k}": f"stop{k}" for k in range(3)}

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 
+import numpy as np
 import pytest
 from test_store import make_record
 from typer.testing import CliRunner
 
 from ptycho_bluesky.cli.main import build_app
 from ptycho_bluesky.errors import InputError, UnreachableError
-from ptycho_bluesky.records import ModelStage
+from ptycho_bluesky.records import LabelSet, Measurement, ModelStage
+from ptycho_bluesky.training.corpus import Corpus
 from ptycho_bluesky.workflow.files import exclusive, read_json, write_bytes, write_json
 from ptycho_bluesky.workflow.run_state import RunState, run_folder
 from ptycho_bluesky.workflow.status import ago
+from ptycho_bluesky.workflow.suggesting import show_suggestions, suggest_models
 
 
 @pytest.fixture
@@ -60,6 +63,57 @@ def test_models(run, store, settings):
     run("models", "export", first[:8], "--out", str(out))
     assert out.read_bytes() == contents[0]
     assert models.get(first)[0].stage is ModelStage.REJECTED
+
+
+def test_garbage_is_collected(run, store):
+    models, contents = store.model_store, [os.urandom(50) for _ in range(4)]
+    records = [make_record(content, created_s=time.time() - 1e6 + k) for k, content in enumerate(contents)]
+    for record, content in zip(records, contents, strict=True):
+        models.put(record, content)
+        models.promote(record.model_id, "better")
+    first, second, *_ = (record.model_id for record in records)
+    assert "2 models would be removed" in run("models", "collect", "--keep", "1", "--dry-run")
+    assert models.get(first)[1] == contents[0]
+    shown = run("models", "collect", "--keep", "1")
+    assert first in shown
+    assert second in shown
+    with pytest.raises(InputError, match="collected as garbage"):
+        models.get(first)
+    with pytest.raises(InputError, match="collected as garbage"):
+        models.promote(first)
+    assert models.get(records[3].model_id)[1] == contents[3]
+    assert "0 models were removed" in run("models", "collect", "--keep", "1")
+    assert len(models.records()) == 4
+    assert f"serving: {records[2].model_id}" in run("models", "rollback")
+    models.put(records[0], contents[0])
+    assert models.get(first)[0].stage is ModelStage.RETIRED
+
+
+def test_models_are_suggested(run, store, settings):
+    image = np.random.default_rng(0).poisson(np.linspace(5, 50, 64).reshape(8, 8), (40, 8, 8))
+    labels = LabelSet(
+        image=image.astype(np.uint16),
+        phase_rad=np.zeros((40, 8, 8), np.float32),
+        amplitude=np.ones((40, 8, 8), np.float32),
+        position_m=np.zeros((40, 2)),
+        frame_index=np.arange(40),
+        probe=np.ones((1, 8, 8), np.complex64),
+        weight=np.ones((8, 8), np.float32),
+        pixel_size_m=1e-8,
+        geometry=None,
+        run_uid="first",
+    )
+    Corpus(settings.corpus_dir).add(labels)
+    content = os.urandom(50)
+    record = make_record(content, training_runs=("first", "gone"))
+    store.model_store.put(record, content)
+    store.model_store.promote(record.model_id)
+    measured = Measurement(image[:30], *[np.zeros(30)] * 5, geometry=None, pixel_size_m=1e-8)
+    found = suggest_models(settings, store.model_store, measured)
+    assert [each.model_id for each in found] == [record.model_id, ""]
+    assert found[0].similarity.probe > 0.99
+    assert found[0].run_uid == "first"
+    show_suggestions(found)
 
 
 def test_unreachable(run, settings, free_ports):

@@ -1,0 +1,238 @@
+"""Random kills of every process of the learning loop while scans come in: no run may be lost or counted twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptycho_bluesky.bench.workflow_runs import Run, journal, make_runs
+from ptycho_bluesky.config import Settings
+from ptycho_bluesky.demo.processes import ChildProcess
+from ptycho_bluesky.errors import InputError, UnreachableError
+from ptycho_bluesky.training.corpus import Corpus
+from ptycho_bluesky.workflow.run_state import RunState, run_states
+from ptycho_bluesky.workflow.tiled_store import TiledStore
+
+__all__ = ["TARGETS", "KillReport", "survive"]
+
+TARGETS = ("worker", "executor", "writer", "tiled", "trainer")
+FRAMES = 200
+WAITING_RUNS = 3
+"""Runs that are kept undecided while kills go on."""
+PAUSE_S = (0.5, 6.0)
+STAGE_WAIT_S = 40.0
+DRAIN_S = 300.0
+
+
+@dataclass
+class KillReport:
+    """What was killed, and what became of the runs.
+
+    Attributes
+    ----------
+    kills : list of dict
+        Target, the stages that runs were in at that moment, and seconds since the beginning.
+    runs : int
+    lost : list of str
+        Runs without a decision, with another number of frames in Tiled than the detector took, or given up.
+    duplicated : list of str
+        Runs that stand twice in the corpus or in a model's training, or frames that do.
+    outcomes : dict
+    seconds : float
+    """
+
+    kills: list[dict[str, Any]] = field(default_factory=list)
+    runs: int = 0
+    lost: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Facility:
+    """Tiled, writer and worker as processes of their own, each restarted when it was killed.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        config = settings.data_dir / "config.yml"
+        settings.to_yaml(config)
+        self.children = {
+            name: ChildProcess(name, [name, *extra, "--config", str(config)], settings.data_dir / f"{name}.log", {})
+            for name, extra in (("tiled", []), ("writer", ["--no-proxy"]), ("worker", []))
+        }
+
+    def start(self) -> None:
+        """Start everything and wait until it serves."""
+        for child in self.children.values():
+            child.start()
+            child.wait_ready(120.0)
+
+    def stop(self) -> None:
+        """Stop everything, the server last."""
+        for name in ("worker", "writer", "tiled"):
+            self.children[name].stop()
+
+    def kill(self, target: str) -> bool:
+        """Kill a process as a crash would, and start again what does not come back by itself."""
+        if target in ("executor", "trainer"):
+            pids = self._executor_pids()
+            if not pids:
+                return False
+            _kill(random.choice(pids))
+            return True
+        child = self.children[target]
+        pid = child.pid
+        if pid is None or not child.alive:
+            return False
+        # The process alone: what it had started must notice by itself.
+        _kill(pid)
+        _wait(lambda: not child.alive, 20.0)
+        child.start()
+        child.wait_ready(120.0)
+        return True
+
+    def _executor_pids(self) -> list[int]:
+        """Processes of the worker's pool (Linux)."""
+        pid = self.children["worker"].pid
+        try:
+            names = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            lines = {int(name): Path(f"/proc/{name}/cmdline").read_bytes() for name in names}
+        except OSError:
+            return []
+        return [child for child, line in lines.items() if b"spawn_main" in line]
+
+
+def survive(
+    settings: Settings, kills: int, seed: int = 0, status: Callable[[str], None] = lambda _: None
+) -> KillReport:
+    """Take scans while processes are killed at random moments, then let everything drain and count.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of an installation of its own, on free ports.
+    kills : int
+        How many; targets take turns in random order.
+    seed : int
+    status : callable, optional
+
+    Raises
+    ------
+    UnreachableError
+        A process did not come back.
+    """
+    rng, report, began = random.Random(seed), KillReport(), time.monotonic()
+    facility, runs = Facility(settings), []
+    targets = [target for _ in range(-(-kills // len(TARGETS))) for target in rng.sample(TARGETS, len(TARGETS))]
+    facility.start()
+    try:
+        while len(report.kills) < kills:
+            _feed(settings, runs)
+            time.sleep(rng.uniform(*PAUSE_S))
+            target = targets[len(report.kills)]
+            if target == "trainer":
+                _wait(lambda: "train" in _stages(settings, runs), STAGE_WAIT_S, lambda: _feed(settings, runs))
+            stages = _stages(settings, runs)
+            if facility.kill(target):
+                report.kills.append({"target": target, "stages": stages, "after_s": time.monotonic() - began})
+                status(f"{len(report.kills)} kills, the last of {target} during {', '.join(stages) or 'nothing'}")
+        status("draining")
+        _drain(settings, runs)
+        _count(settings, runs, report)
+    finally:
+        facility.stop()
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _feed(settings: Settings, runs: list[Run]) -> None:
+    """Take scans until enough are undecided."""
+    decided = sum(bool(state.outcome) for state in _states(settings))
+    while len(runs) - decided < WAITING_RUNS:
+        run = make_runs(settings.raw_dir, 1, FRAMES, first=len(runs))[0]
+        journal(run, settings.journal_dir)
+        runs.append(run)
+
+
+def _states(settings: Settings) -> list[RunState]:
+    try:
+        return list(run_states(settings))
+    except (InputError, OSError):
+        return []
+
+
+def _stages(settings: Settings, runs: list[Run]) -> list[str]:
+    """Stages under way."""
+    known = {run.uid for run in runs}
+    return [state.stage for state in _states(settings) if state.stage and state.uid in known]
+
+
+def _drain(settings: Settings, runs: list[Run]) -> None:
+    def decided() -> bool:
+        try:
+            with TiledStore.connect(settings.tiled) as store:
+                return all(store.decision(run.uid) for run in runs)
+        except UnreachableError:
+            return False
+
+    _wait(decided, DRAIN_S, pause_s=1.0)
+
+
+def _count(settings: Settings, runs: list[Run], report: KillReport) -> None:
+    """Compare what was taken with what is stored, labelled and learned from."""
+    corpus = Corpus(settings.corpus_dir)
+    labelled = Counter(corpus.runs())
+    report.runs = len(runs)
+    with TiledStore.connect(settings.tiled) as store:
+        for run in runs:
+            decision = store.decision(run.uid) or {}
+            outcome = str(decision.get("outcome", "none"))
+            report.outcomes[outcome] = report.outcomes.get(outcome, 0) + 1
+            measured = store.read_run(run.uid)
+            index = np.asarray(measured.frame_index)
+            if outcome in ("none", "failed") or len(np.unique(index)) != run.frames:
+                report.lost.append(f"{run.uid}: {outcome}, {len(index)} of {run.frames} frames")
+            accepted = outcome in ("promoted", "rejected")
+            frames = np.asarray(corpus.read(run.uid).frame_index) if labelled[run.uid] else np.array([], int)
+            twice = len(index) != len(np.unique(index)) or len(frames) != len(np.unique(frames))
+            if twice or labelled[run.uid] > 1:
+                report.duplicated.append(f"{run.uid}: {labelled[run.uid]} times in the corpus")
+            if accepted and not labelled[run.uid]:
+                report.lost.append(f"{run.uid}: not in the corpus")
+        for record in store.model_store.records():
+            repeated = [uid for uid, count in Counter(record.training_runs).items() if count > 1]
+            report.duplicated += [f"{uid}: twice in model {record.model_id[:12]}" for uid in repeated]
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _wait(
+    condition: Callable[[], bool], timeout_s: float, meanwhile: Callable[[], None] = lambda: None, pause_s: float = 0.1
+) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        meanwhile()
+        time.sleep(pause_s)
+    return True

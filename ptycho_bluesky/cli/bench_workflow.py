@@ -1,0 +1,49 @@
+"""``ptycho-bluesky bench workflow``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ptycho_bluesky.cli.options import VerboseOption, setup
+
+__all__ = ["workflow"]
+
+
+def workflow(
+    kills: Annotated[int, typer.Option(help="Random kills of worker, executor, writer, Tiled and trainer.", min=0)] = 8,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="Only modelled, real, handoff, handover, catalogue or kills; may be given several times."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the moments of scans and kills.")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measure how stages of different runs overlap, how soon runs and models are handed over, and what kills cost.
+
+    Everything runs on this machine, on loopback: Tiled, the writer, the worker and its processes.
+
+    Example: [cyan]ptycho-bluesky bench workflow --kills 8 --json workflow.json[/]
+    """
+    setup(verbose=verbose)
+    import logging
+
+    from rich.console import Console
+
+    from ptycho_bluesky.bench.rows import table, write_report
+    from ptycho_bluesky.bench.workflow import PARTS, WorkflowBench, run
+    from ptycho_bluesky.errors import InputError
+
+    if unknown := sorted(set(part or ()) - set(PARTS)):
+        raise InputError(f"--part {unknown[0]}", f"known ones are {', '.join(PARTS)}")
+    if not verbose:
+        logging.getLogger("ptycho_bluesky").setLevel(logging.ERROR)
+    options = WorkflowBench(kills=kills, seed=seed, parts=tuple(part or PARTS))
+    with Console(stderr=True).status("starting") as status:
+        report = run(options, status.update)
+    Console().print(table(report.rows, "workflow"))
+    if json is not None:
+        write_report(json, "workflow", report.rows, **report.extra)

@@ -1,0 +1,72 @@
+"""The experiment of `bench gate` and how its rows are made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ptycho_bluesky.bench.gate import STRATEGIES, GateBench, _check_options, _detected_after, _report
+from ptycho_bluesky.bench.gate_scans import GateScans, ScanOptions
+from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.training.regime import probe_similarity
+
+SCANS = ScanOptions(num_points=12)
+
+
+def test_every_change_changes_what_it_says():
+    scans = GateScans(SCANS)
+    before, after = scans.measurement(30), scans.measurement(31)
+    assert np.mean(after.image) == pytest.approx(np.mean(before.image) / 16, rel=0.1)
+    assert after.metadata["light"]["exposure_s"] == SCANS.exposure_s / 16
+    probes = [scans._experiment(k).probe for k in (20, 21, 22, 23, 24)]
+    similarities = [probe_similarity(probes[0], probe) for probe in probes]
+    assert similarities[0] == pytest.approx(1.0)
+    assert similarities[0] > similarities[1] > similarities[2] > similarities[3]
+    assert similarities[3] == similarities[4]
+    kinds = [scans._experiment(k).sample_map.areas[0].kind for k in (11, 12)]
+    assert kinds == ["shapes", "letters"]
+    assert scans.uid(31) == after.run_uid
+
+
+def scan(ssim, looked=True, found=None, updates=100):
+    return {
+        "ssim": ssim,
+        "mismatch": found,
+        "looked": looked,
+        "label_frame_updates": updates if looked else 0,
+        "train_frame_updates": updates if looked else 0,
+        "seconds": 1.0 if looked else 0.1,
+    }
+
+
+def test_rows():
+    options = GateBench(replace(SCANS, num_scans=8, sample_change=2, probe_drift=4, dose_change=6), probe_scans=1)
+    always = [scan(None), *[scan(0.8)] * 7]
+    gated = [scan(None), scan(0.79, False), scan(0.79, False), scan(0.79, True, 0.2), scan(0.79, True, 0.3)]
+    gated += [scan(0.79, False)] * 2 + [scan(0.79, True, 0.05)]
+    results = [dict(zip(STRATEGIES, pair, strict=True)) for pair in zip(always, gated, strict=True)]
+    poisoned = [{"outcome": "rejected"}, {"outcome": "promoted"}]
+    rows = {row.metric: row for row in _report(options, results, poisoned, True).rows}
+    assert rows["compute_fraction"].ours == 0.5
+    assert rows["compute_fraction"].passed is False
+    assert rows["ssim_loss"].ours == pytest.approx(0.01)
+    # The sample after one scan, the probe at once, the dose never.
+    assert rows["changes_detected"].ours == 2
+    assert rows["poisoned_promoted"].passed is False
+    assert rows["rollback_works"].passed
+
+
+def test_detection_is_a_mismatch_that_was_seen():
+    found = [scan(0.5, True, 0.05), scan(0.5, False), scan(0.5, True, 0.1)]
+    assert _detected_after(found, 0, 0.1) == 2
+    assert _detected_after(found, 2, 0.1) == 0
+    assert _detected_after(found, 0, 0.2) is None
+
+
+def test_a_folder_of_other_options_is_refused(tmp_path):
+    _check_options(tmp_path, GateBench())
+    _check_options(tmp_path, GateBench())
+    with pytest.raises(InputError, match="other options"):
+        _check_options(tmp_path, GateBench(frames_per_scan=1))
