@@ -8,7 +8,18 @@ import typer
 
 __all__ = ["BENCHES", "app"]
 
-BENCHES: tuple[str, ...] = ("engines", "stitch", "live", "soak", "trust", "loader", "train", "reconstruct", "gate")
+BENCHES: tuple[str, ...] = (
+    "engines",
+    "stitch",
+    "live",
+    "soak",
+    "trust",
+    "loader",
+    "train",
+    "reconstruct",
+    "gate",
+    "workflow",
+)
 """Subcommands in the order of ``--help``; each is the function of that name in ``cli/bench_<name>.py``."""
 
 app = typer.Typer(
