@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ptycho_bluesky.bench.loader_index import index_rows
 from ptycho_bluesky.bench.loader_policies import LoadTask, RankReport, corpus_files, drop_page_cache, run_rank
 from ptycho_bluesky.bench.loader_weights import weights_difference
 from ptycho_bluesky.bench.rows import Row
@@ -46,6 +47,8 @@ class LoaderBench:
     rounds : int
         Turns of every loader.
     seed : int
+    index_runs : int
+        Runs of 963 frames of the corpus that is only opened: a million frames.
     """
 
     num_frames: int = 4096
@@ -54,6 +57,7 @@ class LoaderBench:
     num_epochs: int = 4
     rounds: int = 2
     seed: int = 0
+    index_runs: int = 1039
 
     def __post_init__(self) -> None:
         if self.num_epochs < 2:
@@ -95,7 +99,7 @@ def run(bench: LoaderBench, progress: Progress | None = None) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as name:
         files = make_corpus(Path(name), bench)
         rows: list[Row] = []
-        turns = 4
+        turns = 5
         for number, share in enumerate((0.8, 0.5)):
             report(number, turns, f"buffers of {share:.0%}")
             rows += _policies(bench, files, share)
@@ -104,6 +108,8 @@ def run(bench: LoaderBench, progress: Progress | None = None) -> list[Row]:
         report(3, turns, "weights")
         rows += _difference_rows(bench, files)
         rows.append(ordering_row(bench))
+        report(4, turns, "a million frames")
+        rows += index_rows(Path(name) / "index", bench.index_runs)
         report(turns, turns, "done")
     return rows
 

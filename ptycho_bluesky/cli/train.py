@@ -57,7 +57,9 @@ def command(
     buffer_frames: Annotated[
         int, typer.Option(help="Read the corpus from disk, this many frames in memory; 0 holds all of it.")
     ] = 0,
-    rehearsal_frames: Annotated[int, typer.Option(help="Frames of old runs to train on; 0 takes all of them.")] = 0,
+    rehearsal_frames: Annotated[
+        int | None, typer.Option(help="Frames of old runs to train on; 0 takes all of them.")
+    ] = None,
     log_dir: Annotated[Path | None, typer.Option(help="Folder for curve.csv and TensorBoard's files.")] = None,
     options: Annotated[
         list[str] | None,
@@ -87,6 +89,7 @@ def command(
         train__frames_per_scan=frames_per_scan,
         train__batch_size=batch_size,
         train__learning_rate=learning_rate,
+        train__rehearsal_frames=rehearsal_frames,
         train__seed=seed,
     )
     from ptycho_bluesky.training.distributed import Ranks
@@ -98,7 +101,6 @@ def command(
         "augment": augment,
         "device": device,
         "buffer_frames": buffer_frames,
-        "rehearsal_frames": rehearsal_frames,
         **_key_values(options or []),
     }
     if start is not None and architecture is None:

@@ -208,7 +208,8 @@ class Corpus:
             raise InputError("labels without a run uid", "the corpus is kept by run", "set run_uid")
         if not len(labels):
             raise InputError(f"labels of {labels.run_uid}", "a label set holds at least one frame")
-        description = {"regime": dict(regime or {}), "acceptance": dict(acceptance or {})}
+        stated = dict(regime or {}), dict(acceptance or {})
+        description = dict(zip(("regime", "acceptance"), stated, strict=True))
         with self._locked(f"adding {labels.run_uid}"):
             known = self._entries(locked=True)
             if labels.run_uid in {entry.run_uid for entry in known}:
@@ -218,7 +219,7 @@ class Corpus:
             if not fresh.any():
                 owner = self._owner(known, hashes[0])
                 log.info("run %s holds the frames of run %s; they are not stored again", labels.run_uid, owner)
-                entry = describe(labels, "", written_s=time.time(), duplicate_of=owner, **description)
+                entry = describe(labels, "", *stated, time.time(), owner)
                 self.catalog.append(replace(entry, num_frames=0))
                 return True
             if not fresh.all():
@@ -226,7 +227,7 @@ class Corpus:
             kept = _rows_of(labels, np.flatnonzero(fresh))
             path = self._path(labels.run_uid)
             write_label_set(path, kept, description)
-            self._note(describe(kept, path.name, written_s=time.time(), **description), hashes[fresh])
+            self._note(describe(kept, path.name, *stated, time.time()), hashes[fresh])
         return True
 
     def entries(self) -> list[CatalogEntry]:
@@ -333,9 +334,7 @@ class Corpus:
         """Run that holds a frame; looked up only where a whole run is known already."""
         for entry in reversed(entries):
             if entry.num_frames:
-                with h5py.File(self.directory / entry.file, "r") as file:
-                    hashes = file.get(HASHES)
-                    known = frame_hashes(read_label_set(file.filename)) if hashes is None else hashes[()]  # pyright: ignore[reportIndexIssue]
+                _, known = _described(self.directory / entry.file)
                 if np.isin(frame, known):
                     return entry.run_uid
         raise InputError(

@@ -112,7 +112,9 @@ class TrainingLoop:
         self.optimiser = torch.optim.Adam(self.network.parameters(), plan.peak_rate, betas=plan.betas, fused=True)
         weight = torch.from_numpy(plan.loss_weight).to(self.device, self.dtype)
         objective: Any = _Objective(self.network, weight, _autocast(options, plan, self.device))
-        self.objective = self.ranks.wrap(torch.compile(objective) if options.compile else objective)
+        if options.compile:
+            objective = torch.compile(objective)
+        self.objective = self.ranks.wrap(objective)
         self.average = WeightAverage(self.network, plan.average_steps) if plan.average_steps else None
         self.step = 0
         self.points: list[tuple[float, ...]] = []

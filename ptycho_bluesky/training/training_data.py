@@ -125,16 +125,32 @@ def gather(
             return _from_disk(corpus, entries, rows, options)
         arrays = corpus.load([entry.run_uid for entry in entries], rows)
     else:
-        if options.buffer_frames or options.rehearsal_frames or runs is not None:
+        if options.buffer_frames or runs is not None:
             raise InputError(
-                "labels in memory with buffer_frames, rehearsal_frames or runs", "a corpus on disk is chosen from",
+                "labels in memory with buffer_frames or runs", "a corpus on disk is chosen from",
                 "give a folder of label sets",
             )  # fmt: skip
         arrays = corpus if isinstance(corpus, TrainingArrays) else join_label_sets(corpus)
+        if options.rehearsal_frames:
+            arrays = _rehearsed(arrays, options, trained_runs)
     held_out = None
     if options.recipe == "published":
         arrays, held_out = _hold_out(arrays) if validation is None else (arrays, join_label_sets([validation]))
     return TrainingData(arrays, len(arrays), held_out)
+
+
+def _rehearsed(arrays: TrainingArrays, options: TrainOptions, trained_runs: Sequence[str]) -> TrainingArrays:
+    """Arrays with as many frames of old runs as the budget allows."""
+    sizes = np.bincount(arrays.run, minlength=len(arrays.run_uids)).tolist()
+    shapes = arrays.image.shape[1:], arrays.phase_rad.shape[1:]
+    entries = [
+        CatalogEntry(uid, "", size, *shapes, arrays.pixel_size_m)
+        for uid, size in zip(arrays.run_uids, sizes, strict=True)
+    ]
+    new = [uid for uid in arrays.run_uids if uid not in set(trained_runs)]
+    rows = rehearsal_rows(entries, new, options.rehearsal_frames, options.seed)
+    kept = [np.flatnonzero(arrays.run == number)[rows[uid]] for number, uid in enumerate(arrays.run_uids)]
+    return arrays.select(np.concatenate(kept))
 
 
 def _from_disk(

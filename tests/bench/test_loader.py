@@ -12,12 +12,16 @@ from ptycho_bluesky.training.loading import Schedule
 
 @pytest.mark.slow
 def test_rows_of_a_tiny_corpus():
-    rows = {row.metric: row for row in run(LoaderBench(num_frames=256, size_px=16, rounds=1, num_epochs=2))}
+    rows = {
+        row.metric: row for row in run(LoaderBench(num_frames=256, size_px=16, rounds=1, num_epochs=2, index_runs=3))
+    }
     assert rows["reads_over_bound"].ours <= 1.02
     assert rows["reads_buffer_0.5"].ours == 128
     assert rows["reads_buffer_0.5"].ours < rows["reads_buffer_0.5"].baseline
     assert rows["weights_difference"].passed
     assert rows["weights_difference_float64"].passed
+    assert rows["corpus_start"].passed
+    assert rows["corpus_start"].baseline_name == "2889 frames"
     for name in ("epoch_time_buffer_0.8", "epoch_time_buffer_0.5", "nopfs_policy", "range_reads"):
         assert np.isfinite(rows[name].ours)
         assert rows[name].baseline == 1.0

@@ -13,6 +13,7 @@ from ptycho_bluesky.models.export import from_onnx, read_manifest
 from ptycho_bluesky.simulation.forward import diffract
 from ptycho_bluesky.training.averaging import WeightAverage
 from ptycho_bluesky.training.corpus import Corpus, join_label_sets
+from ptycho_bluesky.training.distributed import Ranks
 from ptycho_bluesky.training.evaluate import evaluate, stitch_patches
 from ptycho_bluesky.training.loader import BatchLoader
 from ptycho_bluesky.training.options import TrainOptions
@@ -20,6 +21,7 @@ from ptycho_bluesky.training.recipes import learning_rate, make_plan
 from ptycho_bluesky.training.registry import content_id
 from ptycho_bluesky.training.symmetry import probe_asymmetry, symmetric_operations
 from ptycho_bluesky.training.trainer import TrainingStoppedError, train
+from ptycho_bluesky.training.training_data import gather
 
 QUICK = TrainOptions(frames_per_scan=160, batch_size=16, num_threads=1, precision="float32")
 
@@ -215,6 +217,56 @@ def test_the_rate_falls_over_the_lineage_but_never_ends():
     assert learning_rate(first, 1999) == pytest.approx(1e-3 / np.sqrt(1 + 1999 * 8 / 20_000))
     assert learning_rate(second, 1999) == pytest.approx(1e-3 / np.sqrt(1 + (16_000 + 1999 * 8) / 20_000))
     assert learning_rate(old, 1999) == pytest.approx(1e-4)
+
+
+def test_schedules_end_where_they_should():
+    weight = np.ones((64, 64), dtype=np.float32)
+    for schedule, last in (("constant", 1.0), ("cosine", 0.1)):
+        options = TrainOptions(schedule=schedule, frames_per_scan=8000, learning_rate=1e-3)
+        plan = make_plan(options, 963, 1, weight, past_frames=10**6)
+        assert learning_rate(plan, 0) == pytest.approx(1e-5)
+        assert learning_rate(plan, plan.num_steps) == pytest.approx(1e-3 * last)
+
+
+@pytest.mark.parametrize(("inputs", "sqrt", "offset"), [("root", True, False), ("counts", False, False)])
+def test_inputs_and_loss_area_can_be_set_back(labels_a, inputs, sqrt, offset):
+    options = QUICK.model_copy(update={"frames_per_scan": 16, "inputs": inputs, "loss_area": "whole"})
+    reader, _ = from_onnx(train([labels_a], options).content)
+    assert reader.preprocessing.as_dict()["sqrt"] is sqrt
+    assert reader.preprocessing.as_dict()["offset"] is offset
+    np.testing.assert_array_equal(make_plan(options, 96, 1, labels_a.weight).loss_weight, 1)
+
+
+def test_a_corpus_on_disk_is_brought_to_one_light(tmp_path, labels_a, labels_b):
+    dim = replace(labels_b, image=labels_b.image, provenance={"light": {"exposure_s": 0.5}})
+    bright = replace(labels_a, provenance={"light": {"exposure_s": 1.0}})
+    corpus = Corpus(tmp_path)
+    for labels in (dim, bright):
+        corpus.add(labels)
+    options = QUICK.model_copy(update={"buffer_frames": 50, "augment": "off"})
+    data = gather(corpus, options, ())
+    plan = make_plan(options, data.num_frames, 2, labels_a.weight)
+    source = data.source(plan, options, (), ("identity",), with_amplitude=False, ranks=Ranks())
+    counts = np.concatenate([batch.counts for batch in source.batches(0, source.steps_per_epoch)])
+    expected = np.concatenate([dim.image * 2.0, bright.image * 1.0])
+    assert len(counts) == len(expected)
+    np.testing.assert_allclose(np.sort(counts.sum(axis=(1, 2, 3))), np.sort(expected.sum(axis=(1, 2))))
+    np.testing.assert_allclose(corpus.load().image, expected)
+    with pytest.raises(InputError, match="memory"):
+        gather(corpus, options.model_copy(update={"recipe": "published"}), ())
+    with pytest.raises(InputError, match="folder"):
+        gather([labels_a], options, ())
+
+
+def test_rehearsal_limits_the_frames_of_old_runs(tmp_path, labels_a, labels_b):
+    corpus = Corpus(tmp_path)
+    for labels in (labels_a, labels_b):
+        corpus.add(labels)
+    options = QUICK.model_copy(update={"rehearsal_frames": 10})
+    for given in (corpus, [labels_a, labels_b]):
+        arrays = gather(given, options, ["run-1"]).arrays
+        assert np.bincount(arrays.run).tolist() == [10, 96]
+        assert arrays.run_uids == ("run-1", "run-2")
 
 
 @pytest.mark.slow

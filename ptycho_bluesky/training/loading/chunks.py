@@ -14,7 +14,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numcodecs import blosc
+from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue] - compiled
 from numpy.typing import NDArray
 
 __all__ = ["RowTable", "read_rows", "row_table"]

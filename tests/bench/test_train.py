@@ -1,0 +1,82 @@
+"""`bench train` and `bench learning`: their figures follow from their curves, and a stopped experiment goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ptycho_bluesky.bench.learning import LearningBench, read_scores, rows_of, run
+from ptycho_bluesky.bench.learning_pictures import draw_curve, draw_pictures
+from ptycho_bluesky.bench.train import Contender, TrainBench, time_to_reach
+from ptycho_bluesky.bench.train import run as run_train
+from ptycho_bluesky.errors import InputError
+
+
+def test_the_time_to_a_loss_is_that_of_the_first_point_as_low():
+    curve = [(1.0, 0.5), (2.0, 0.3), (3.0, 0.4), (4.0, 0.1)]
+    assert time_to_reach(curve, 0.35) == 2.0
+    assert time_to_reach(curve, 0.05) is None
+
+
+def test_validation_is_not_counted_as_training():
+    contender = Contender(iter([8] * 1_000_000), lambda: 0.25)
+    contender.advance(0.01)
+    contender.advance(0.01)
+    assert [loss for _, loss in contender.curve] == [0.25, 0.25]
+    assert contender.curve[1][0] == pytest.approx(0.02, abs=0.01)
+    assert contender.frames == pytest.approx(sum(contender.rates) * 0.01, rel=0.5)
+
+
+@pytest.mark.slow
+def test_rows_of_a_tiny_training():
+    bench = TrainBench(
+        size_px=64, num_scans=1, num_points=70, seconds=0.2, slice_s=0.1, num_threads=1, validation_frames=20
+    )
+    rows, found = run_train(bench)
+    named = {row.metric: row for row in rows}
+    assert {"train_frames_per_s", "time_to_loss"} <= named.keys()
+    assert named["train_frames_per_s"].target == 2.0
+    assert np.isfinite([row.ours for row in rows]).all()
+    assert len(found["curves"]["ours"]) == 2
+
+
+def test_benches_without_a_turn_or_a_trend_are_refused():
+    with pytest.raises(InputError, match="turn"):
+        TrainBench(seconds=1.0, slice_s=2.0)
+    with pytest.raises(InputError, match="trend"):
+        LearningBench(num_letters=1)
+
+
+def test_trends_are_ranked_over_the_scans_that_show_the_features():
+    bench = LearningBench(num_shapes=3, num_letters=2)
+    familiar, unfamiliar = [0.1, 0.3, 0.5, 0.4, 0.4], [0.2, 0.1, 0.1, 0.3, 0.4]
+    base = {"familiar_constant": 0.01, "unfamiliar_constant": 0.02, "seconds": 60.0}
+    scores = [{"scan": k + 1, "familiar": familiar[k], "unfamiliar": unfamiliar[k], **base} for k in range(5)]
+    rows = {row.metric: row for row in rows_of(bench, scores)}
+    assert rows["spearman_familiar"].ours == pytest.approx(1.0)
+    assert rows["spearman_unfamiliar"].ours == pytest.approx(1.0)
+    assert rows["ssim_familiar"].ours == 0.5
+    assert rows["minutes"].ours == 5.0
+
+
+@pytest.mark.slow
+def test_an_experiment_goes_on_where_it_was_stopped(tmp_path):
+    bench = LearningBench(
+        num_shapes=2, num_letters=2, num_points=60, architecture="lean8", frames_per_scan=32, num_threads=1
+    )
+    assert not run(bench, tmp_path, stop_after_s=0.0)
+    calls = []
+    assert run(bench, tmp_path, lambda done, total, name: calls.append(done))
+    scores = read_scores(tmp_path)
+    assert [line["scan"] for line in scores] == [1, 2, 3, 4]
+    assert calls == [0, 1, 2, 3, 4]
+    (tmp_path / "scores.jsonl").write_text("\n".join((tmp_path / "scores.jsonl").read_text().splitlines()[:3]) + "\n")
+    assert run(bench, tmp_path)
+    for name in ("familiar", "unfamiliar"):
+        assert read_scores(tmp_path)[3][name] == scores[3][name]
+    draw_curve(tmp_path / "curve.png", bench, {0: scores})
+    draw_pictures(tmp_path / "pictures.png", bench, tmp_path, (1, 4))
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    assert (tmp_path / "pictures.png").stat().st_size > 1000
+    with pytest.raises(InputError, match="another experiment"):
+        run(LearningBench(num_shapes=3, num_letters=2), tmp_path)
