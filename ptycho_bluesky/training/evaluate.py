@@ -87,7 +87,9 @@ def stitch_patches(
     return builder.snapshot()
 
 
-def evaluate(model: bytes | PhaseReader, labels: LabelSet, *, num_frames: int | None = None) -> dict[str, Any]:
+def evaluate(
+    model: bytes | PhaseReader, labels: LabelSet, *, num_frames: int | None = None, count_scale: float = 1.0
+) -> dict[str, Any]:
     """Compare what a network reads with labels, frame by frame and stitched.
 
     Parameters
@@ -100,6 +102,8 @@ def evaluate(model: bytes | PhaseReader, labels: LabelSet, *, num_frames: int | 
         counts.
     num_frames : int, optional
         Use the first frames only (a spiral's first frames are its centre, so the area stays whole).
+    count_scale : float
+        Factor of the counts for a network itself; for a file it is found by its manifest.
 
     Returns
     -------
@@ -113,7 +117,6 @@ def evaluate(model: bytes | PhaseReader, labels: LabelSet, *, num_frames: int | 
     InputError
         Frames of another shape than the model's, or labels smaller than its patches.
     """
-    count_scale = 1.0
     if isinstance(model, bytes):
         model, manifest = from_onnx(model)
         count_scale = count_scale_for(manifest, labels)
