@@ -6,15 +6,20 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Row", "hardware", "table", "versions", "write_report"]
+__all__ = ["Row", "hardware", "print_table", "table", "versions", "write_report"]
+
+FILE_COLUMNS = 120
+"""Width of a table that does not go to a terminal."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +119,30 @@ def write_report(path: Path, name: str, rows: Iterable[Row], **extra: Any) -> No
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def table(rows: Iterable[Row], title: str = "") -> Table:
-    """Human table of the rows, for rich."""
-    out = Table(title=title)
+def table(rows: Sequence[Row], title: str = "") -> Table:
+    """Human table of the rows, for rich; baselines are named below it, and numbers never cut."""
+    names = list(dict.fromkeys(row.baseline_name for row in rows if row.baseline is not None and row.baseline_name))
+    notes = "\n".join(f"({number}) {name}" for number, name in enumerate(names, 1))
+    out = Table(title=title, box=SIMPLE_HEAD, caption=notes, caption_justify="left", pad_edge=False)
     for heading in ("metric", "unit", "ours", "baseline", "ratio", "target", "met"):
         left = heading in {"metric", "unit"}
-        out.add_column(heading, justify="left" if left else "right", no_wrap=heading == "metric")
+        out.add_column(
+            heading, justify="left" if left else "right", no_wrap=heading != "metric", overflow="fold"
+        )  # fmt: skip
     for row in rows:
-        baseline = "" if row.baseline is None else f"{row.baseline:.4g} ({row.baseline_name})"
+        note = f" ({names.index(row.baseline_name) + 1})" if row.baseline_name in names else ""
+        baseline = "" if row.baseline is None else f"{row.baseline:.4g}{note}"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}×"
         sign = "≥" if row.better == "higher" else "≤"
         target = "" if row.target is None else f"{sign} {row.target:.4g}"
         met = {None: "", True: "yes", False: "no"}[row.passed]
         out.add_row(row.metric, row.unit, f"{row.ours:.4g}", baseline, ratio, target, met)
     return out
+
+
+def print_table(rows: Iterable[Row], title: str = "") -> None:
+    """Print the table to standard output; into a file or pipe it is as wide as it needs."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, FILE_COLUMNS))
+    console.print(table(list(rows), title))

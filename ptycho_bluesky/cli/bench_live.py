@@ -40,7 +40,7 @@ def live(
     from ptycho_bluesky.bench.live import LiveBench, run
     from ptycho_bluesky.bench.live_curve import run_curve
     from ptycho_bluesky.bench.live_swaps import run_swaps
-    from ptycho_bluesky.bench.rows import table, write_report
+    from ptycho_bluesky.bench.rows import print_table, write_report
 
     options = LiveBench(model, weights, size, rate, seconds, engine, precision, threads, batch_size)
     console = Console(stderr=True)
@@ -49,6 +49,6 @@ def live(
             report = run_curve(options, status.update)
         else:
             report = run_swaps(options, swaps, status.update) if swaps else run(options, status.update)
-    Console().print(table(report.rows, f"live: {report.extra['model']}"))
+    print_table(report.rows, f"live: {report.extra['model']}")
     if json is not None:
         write_report(json, "live", report.rows, **report.extra)

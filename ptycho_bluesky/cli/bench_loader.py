@@ -32,7 +32,7 @@ def loader(
     from rich.progress import Progress
 
     from ptycho_bluesky.bench.loader import LoaderBench, run
-    from ptycho_bluesky.bench.rows import table, write_report
+    from ptycho_bluesky.bench.rows import print_table, write_report
 
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("loader", total=None)
@@ -40,6 +40,6 @@ def loader(
             LoaderBench(num_frames=frames, size_px=size, rounds=rounds, seed=seed),
             lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
         )
-    Console().print(table(rows, "loader"))
+    print_table(rows, "loader")
     if json is not None:
         write_report(json, "loader", rows)

@@ -34,11 +34,11 @@ def soak(
 
     from ptycho_bluesky.bench.live import LiveBench
     from ptycho_bluesky.bench.live_soak import run_soak
-    from ptycho_bluesky.bench.rows import table, write_report
+    from ptycho_bluesky.bench.rows import print_table, write_report
 
     options = LiveBench(model=model, size=size, rate=rate, seconds=seconds, engine=engine, threads=threads)
     with Console(stderr=True).status("starting") as status:
         report = run_soak(options, minutes, status.update)
-    Console().print(table(report.rows, f"soak: {report.extra['model']}"))
+    print_table(report.rows, f"soak: {report.extra['model']}")
     if json is not None:
         write_report(json, "soak", report.rows, **report.extra)

@@ -25,7 +25,7 @@ def stitch(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ptycho_bluesky.bench.rows import table, write_report
+    from ptycho_bluesky.bench.rows import print_table, write_report
     from ptycho_bluesky.bench.stitch import StitchBench, run
 
     with Progress(console=Console(stderr=True)) as bar:
@@ -34,6 +34,6 @@ def stitch(
             StitchBench(size=size),
             lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
         )
-    Console().print(table(rows, "stitch"))
+    print_table(rows, "stitch")
     if json is not None:
         write_report(json, "stitch", rows)

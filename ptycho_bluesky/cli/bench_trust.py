@@ -34,7 +34,7 @@ def trust(
     from rich.progress import Progress
 
     from ptycho_bluesky.bench.corpus import CorpusOptions
-    from ptycho_bluesky.bench.rows import table, write_report
+    from ptycho_bluesky.bench.rows import print_table, write_report
     from ptycho_bluesky.bench.shipped import shipped_model, shipped_models
     from ptycho_bluesky.bench.trust import TrustBench, run
 
@@ -47,6 +47,6 @@ def trust(
             shipped_model(model).read_bytes(),
             lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
         )
-    Console().print(table(rows, "trust"))
+    print_table(rows, "trust")
     if json is not None:
         write_report(json, "trust", rows, model=model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 
 from ptycho_bluesky.bench.rows import Row, table, write_report
 
@@ -36,3 +37,19 @@ def test_report_is_strict_json_with_every_key(tmp_path):
 
 def test_table_has_a_line_a_row():
     assert table([Row("m", "s", "lower", 1.0), Row("n", "1", "higher", 1.0, 0.5, "b", 2.0)]).row_count == 2
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_numbers_are_never_cut_and_baselines_are_named(width):
+    rows = [
+        Row("a_metric_with_a_long_name_per_s", "frames/s", "higher", 12345.678, 1234.5678, "another reader", 98765.0),
+        Row("another_metric_with_a_long_name", "frames/s", "lower", 0.012345, 0.98765, "a third reader"),
+    ]
+    with (console := Console(width=width)).capture() as captured:
+        console.print(table(rows, "title"))
+    text = captured.get()
+    assert "…" not in text
+    for part in ("1.235e+04", "1235 (1)", "10.00×", "≥ 9.876e+04", "0.01235", "0.9877 (2)", "80.00×"):
+        assert part in text
+    assert "(1) another reader" in text
+    assert "(2) a third reader" in text
