@@ -99,7 +99,7 @@ def read_rows(
     out : dict of str to ndarray, shape (n, ...)
         C-contiguous; filled.
     scratch : bytearray
-        Read into; made larger for rows larger than it. Fresh memory would cost as much as unpacking.
+        Read into, unless a row is larger. Fresh memory would cost as much as unpacking.
 
     Returns
     -------
@@ -124,6 +124,8 @@ def read_rows(
         part = order[begin:end]
         base = int(first[part[0]])
         blocks.append((part, base, int((first[part] + size[part]).max()) - base))
+    largest = max((length for _, _, length in blocks), default=0)
+    scratch = scratch if len(scratch) >= largest else bytearray(largest)
     for _, base, length in blocks:  # the disk reads on while the first block is unpacked
         os.posix_fadvise(descriptor, base, length, os.POSIX_FADV_WILLNEED)
     for part, base, length in blocks:
@@ -151,8 +153,6 @@ def _blocks(first: NDArray[np.int64], size: NDArray[np.int64]) -> Sequence[tuple
 
 
 def _read(descriptor: int, offset: int, size: int, scratch: bytearray) -> memoryview:
-    if len(scratch) < size:
-        scratch.extend(bytes(size - len(scratch)))
     view, done = memoryview(scratch)[:size], 0
     while done < size:
         count = os.preadv(descriptor, [view[done:]], offset + done)

@@ -114,6 +114,20 @@ def test_neighbours_are_read_at_once_and_a_cut_file_is_named(tmp_path):
     store.close()
 
 
+@pytest.mark.parametrize("limit", [1, 500, 5000])
+def test_blocks_smaller_than_rows_and_larger(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr("ptycho_bluesky.training.loading.chunks.BLOCK_BYTES", limit)
+    monkeypatch.setattr("ptycho_bluesky.training.loading.ranges.BLOCK_BYTES", limit)
+    value = np.random.default_rng(0).integers(0, 60000, (20, 16, 16)).astype(np.uint16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in ("image", "phase_rad"):
+            file.create_dataset(name, data=value, chunks=(1, 16, 16), **hdf5plugin.Blosc())
+    store = FrameStore([tmp_path / "a.h5"])
+    rows = np.array([0, 1, 2, 9, 10, 19])
+    np.testing.assert_array_equal(store.read(rows)["phase_rad"], value[rows])
+    store.close()
+
+
 def test_more_files_than_may_be_open(tmp_path, monkeypatch):
     monkeypatch.setattr("ptycho_bluesky.training.loading.ranges.MAX_OPEN_FILES", 2)
     paths = [tmp_path / f"{number}.h5" for number in range(7)]
