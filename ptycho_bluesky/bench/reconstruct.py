@@ -11,40 +11,24 @@ import logging
 import sys
 import time
 import types
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ptycho_bluesky.bench.reconstruct_scan import BenchScan, seconds
-from ptycho_bluesky.bench.reconstruct_star import star_row
+from ptycho_bluesky.bench.reconstruct_scan import BenchScan
+from ptycho_bluesky.bench.reconstruct_speed import sequential_row, speed_rows
+from ptycho_bluesky.bench.reconstruct_star import star_rows
+from ptycho_bluesky.bench.reconstruct_truth import convergence_rows
+from ptycho_bluesky.bench.reconstruct_warm import warm_rows
 from ptycho_bluesky.bench.reconstruct_workers import worker_rows
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.gauges import remove_gauge
-from ptycho_bluesky.geometry import ObjectFrame
-from ptycho_bluesky.metrics import pearson
-from ptycho_bluesky.reconstruction import EngineOptions, EpieOptions, PtychiOptions, RpieOptions, reconstruct
-from ptycho_bluesky.reconstruction.gauge import LIT_FRACTION, fix_gauge, illumination, lit_median
-from ptycho_bluesky.reconstruction.prepare import torch_threads
 from ptycho_bluesky.records import Measurement
-from ptycho_bluesky.simulation import Experiment, ZonePlate
-from ptycho_bluesky.simulation.scans import spiral_scan
 
-__all__ = ["ReconstructBench", "run", "satisfy_torchvision"]
+__all__ = ["Part", "ReconstructBench", "run", "satisfy_torchvision"]
 
 logger = logging.getLogger(__name__)
-
-BATCH = 100
-SEQUENTIAL_FRAMES = 100
-WRONG_DEFOCUS_M = 0.13e-3
-"""Of the starting probe; the true one is 0.19 mm."""
-ENOUGH = 0.95
-"""Phase correlation that counts as reconstructed."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -68,20 +52,46 @@ class ReconstructBench:
         Time after which LSQML is given up.
     worker_points, worker_rounds : int
         Frames of the scan that two workers share, and how often it is timed.
+    star_passes : int
+        Of LSQML on each half of the scan; ours has the time that they took.
+    warm_points : int
+        Frames of the simulated scan that is begun warm and cold.
     budget_s : float
         No part begins later than this: on busy cores the last ones are left out, with a warning.
+    picture : path, optional
+        File for the phases of a half-scan, ours and pty-chi's.
     """
 
     rounds: int = 3
     threads: int = 2
     error_passes: int = 8
     convergence_points: int = 1087
-    convergence_px: int = 64
+    convergence_px: int = 128
     convergence_passes: int = 100
     convergence_limit_s: float = 120.0
     worker_points: int = 3000
     worker_rounds: int = 2
+    star_passes: int = 15
+    warm_points: int = 240
     budget_s: float = 420.0
+    picture: Path | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part of the bench.
+
+    Attributes
+    ----------
+    name : str
+    rows : list of Row
+    seconds : float
+        Wall-clock that it took.
+    """
+
+    name: str
+    rows: list[Row]
+    seconds: float
 
 
 def satisfy_torchvision() -> bool:
@@ -106,9 +116,9 @@ def satisfy_torchvision() -> bool:
 
 
 def run(
-    measurement: Measurement, options: ReconstructBench | None = None, progress: Progress | None = None
-) -> list[Row]:
-    """Measure the engines.
+    measurement: Measurement, options: ReconstructBench | None = None, progress: Callable[[str], None] | None = None
+) -> Iterator[Part]:
+    """Measure the engines, part by part.
 
     Parameters
     ----------
@@ -118,115 +128,38 @@ def run(
     progress : callable, optional
         Called with what is measured next.
 
-    Returns
-    -------
-    list of Row
+    Yields
+    ------
+    Part
     """
     options = options or ReconstructBench()
     tell = progress or (lambda _: None)
     satisfy_torchvision()
+    began = time.perf_counter()
     bench = BenchScan.of(measurement)
-    sections: tuple[tuple[str, Callable[[], list[Row]]], ...] = (
-        ("ePIE, batches of 100", lambda: _speed_rows("epie", bench, options, target=6.0)),
-        ("rPIE, batches of 100", lambda: _speed_rows("rpie", bench, options, target=None)),
-        ("ePIE, one by one", lambda: [_sequential_row(bench, options)]),
-        ("conjugate gradients by two workers", lambda: worker_rows(options.worker_points, options.worker_rounds)),
-        ("time to the truth", lambda: _convergence_rows(options)),
-        ("sharpness of two half-scans", lambda: [star_row(bench, options.threads)]),
-    )
-    began, rows = time.perf_counter(), []
-    for name, measure in sections:
-        if time.perf_counter() - began > options.budget_s:
+    for name, measure in _parts(bench, options).items():
+        start = time.perf_counter()
+        if start - began > options.budget_s:
             logger.warning("left out, for %.0f s are over: %s", options.budget_s, name)
             continue
         tell(name)
-        rows += measure()
-    return rows
+        rows = measure()
+        yield Part(name, rows, time.perf_counter() - start)
 
 
-def _race(
-    bench: BenchScan, ours: EngineOptions, theirs: PtychiOptions, options: ReconstructBench
-) -> tuple[float, float]:
-    """Frames/s of both, medians over the rounds; pty-chi with one thread and with all, the faster of the two."""
-    frames = len(bench.scan)
-    mine, other = bench.ours(ours), bench.theirs(theirs)
-    passes = iter(range(10**6))
-    with torch_threads(1):
-        mine.run_pass(next(passes))
-    other.run_epoch()
-    found: dict[str, list[float]] = {"ours": [], "one": [], "all": []}
-    for _ in range(options.rounds):
-        with torch_threads(1):
-            found["ours"].append(frames / seconds(lambda: mine.run_pass(next(passes))))
-            found["one"].append(frames / seconds(other.run_epoch))
-        with torch_threads(options.threads):
-            found["all"].append(frames / seconds(other.run_epoch))
-    return float(np.median(found["ours"])), max(float(np.median(found[name])) for name in ("one", "all"))
-
-
-def _speed_rows(name: str, bench: BenchScan, options: ReconstructBench, target: float | None) -> list[Row]:
-    kind = {"epie": EpieOptions, "rpie": RpieOptions}[name]
-    ours = kind(batch_size=BATCH, threads=options.threads, iterations=options.error_passes)
-    theirs = PtychiOptions.of(algorithm=name, batch_size=BATCH)
-    mine, other = _race(bench, ours, theirs, options)
-    baseline = f"pty-chi {'ePIE' if name == 'epie' else 'rPIE'}"
-    rows = [
-        Row(f"{name}_batch{BATCH}", "frames/s", "higher", mine, other, baseline, target and target * other),
-    ]
-    with torch_threads(1):
-        engine = bench.ours(ours)
-        for iteration in range(options.error_passes):
-            engine.run_pass(iteration)
-    with torch_threads(options.threads):
-        second = bench.theirs(theirs)
-        for _ in range(options.error_passes):
-            second.run_epoch()
-    second.fetch()
-    errors = bench.error(engine), bench.error(second)
-    rows.append(Row(f"{name}_batch{BATCH}_error", "1", "lower", errors[0], errors[1], baseline, errors[1]))
-    return rows
-
-
-def _sequential_row(bench: BenchScan, options: ReconstructBench) -> Row:
-    part = bench.part(np.arange(min(SEQUENTIAL_FRAMES, len(bench.scan))))
-    ours = EpieOptions(batch_size=1, threads=1, probe_start=0)
-    mine, other = _race(part, ours, PtychiOptions(algorithm="epie", batch_size=1, probe_start=0), options)
-    return Row("epie_sequential", "frames/s", "higher", mine, other, "pty-chi ePIE, batches of 1", 6.0 * other)
-
-
-def _convergence_rows(options: ReconstructBench) -> list[Row]:
-    """Wall-clock of the whole default reconstruction against pty-chi's LSQML, from the same wrong probe."""
-    measurement, experiment = spiral_scan(options.convergence_points, options.convergence_px)
-    plate = replace(ZonePlate(), defocus_m=WRONG_DEFOCUS_M)
-    wrong = replace(measurement, metadata={"zone_plate": plate.as_dict()})
-    with torch_threads(1):
-        began = time.perf_counter()
-        result = reconstruct(wrong)
-        ours_s = time.perf_counter() - began
-    likeness = phase_likeness(result.object, result.frame, measurement, experiment)
-    bench = BenchScan.of(wrong)
-    engine = bench.theirs(PtychiOptions(algorithm="lsqml", batch_size=BATCH))
-    spent_s, passes, theirs = 0.0, 0, 0.0
-    with torch_threads(options.threads):
-        while theirs < ENOUGH and passes < options.convergence_passes and spent_s < options.convergence_limit_s:
-            spent_s, passes = spent_s + seconds(engine.run_epoch), passes + 1
-            engine.fetch()
-            obj, _, placed = fix_gauge(engine.obj.numpy(), engine.probe.numpy(), bench.frame, measurement.position_m)
-            theirs = phase_likeness(obj, placed, measurement, experiment)
-    name = f"pty-chi LSQML, {passes} passes, phase correlation {theirs:.3f}"
-    return [
-        Row("default_engine_phase_correlation", "1", "higher", likeness, theirs, name, ENOUGH),
-        Row("default_engine_time_to_error", "s", "lower", ours_s, spent_s, name, spent_s),
-    ]
-
-
-def phase_likeness(obj: NDArray[Any], frame: ObjectFrame, measurement: Measurement, experiment: Experiment) -> float:
-    """Pearson correlation of the phase with the truth's, gauges removed, in the lit area."""
-    truth, own = experiment.truth()
-    first = np.rint(own.to_px(np.array(frame.origin_m))).astype(int)
-    window = truth[first[0] : first[0] + frame.shape[0], first[1] : first[1] + frame.shape[1]]
-    light = illumination(experiment.probe[None], frame.to_px(measurement.position_m), frame.shape)
-    lit = light > LIT_FRACTION * lit_median(light)
-    aligned = remove_gauge(obj, window, lit)
-    return pearson(np.angle(aligned * np.exp(-1j * np.angle(window[lit].mean()))),
-                   np.angle(window * np.exp(-1j * np.angle(window[lit].mean()))), lit)  # fmt: skip
+def _parts(bench: BenchScan, options: ReconstructBench) -> dict[str, Callable[[], list[Row]]]:
+    speed = (options.rounds, options.threads)
+    return {
+        "ePIE, batches of 100": lambda: speed_rows("epie", bench, *speed, options.error_passes),
+        "rPIE, batches of 100": lambda: speed_rows("rpie", bench, *speed, options.error_passes),
+        "ePIE, one by one": lambda: [sequential_row(bench, *speed)],
+        "conjugate gradients by two workers": lambda: worker_rows(options.worker_points, options.worker_rounds),
+        "time to the truth": lambda: convergence_rows(
+            options.convergence_points, options.convergence_px, options.convergence_passes,
+            options.convergence_limit_s, options.threads,
+        ),
+        "warm start": lambda: warm_rows(options.warm_points),
+        "sharpness of two half-scans": lambda: star_rows(
+            bench, options.star_passes, options.threads, options.picture
+        ),
+    }  # fmt: skip

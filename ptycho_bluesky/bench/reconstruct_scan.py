@@ -22,7 +22,10 @@ from ptycho_bluesky.reconstruction.ptychi_adapter import PtychiEngine
 from ptycho_bluesky.reconstruction.starting_probe import starting_probe
 from ptycho_bluesky.records import Measurement
 
-__all__ = ["BenchScan", "seconds"]
+__all__ = ["BATCH", "BenchScan", "seconds"]
+
+BATCH = 100
+"""Frames of a batch, pty-chi's default."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class BenchScan:
     frame: ObjectFrame
 
     @classmethod
-    def of(cls, measurement: Measurement, probe: NDArray[Any] | None = None) -> BenchScan:
-        """All usable frames of a measurement."""
-        options = EngineOptions(holdout_fraction=0.0)
+    def of(cls, measurement: Measurement, probe: NDArray[Any] | None = None, check_probe: bool = True) -> BenchScan:
+        """All usable frames of a measurement; ``check_probe`` as in the options of the engines."""
+        options = EngineOptions(holdout_fraction=0.0, check_probe=check_probe)
         used = select_frames(measurement, options).used
         size = int(np.shape(measurement.image)[-1])
         frame = ObjectFrame.around(measurement.position_m[used], size, measurement.step_px_m, MARGIN_PX)

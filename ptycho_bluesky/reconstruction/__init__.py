@@ -12,6 +12,7 @@ from ptycho_bluesky.reconstruction.options import (
     engine_options,
 )
 from ptycho_bluesky.reconstruction.passes import EngineState
+from ptycho_bluesky.reconstruction.side_by_side import reconstruct_side_by_side
 from ptycho_bluesky.reconstruction.starting_probe import ProbeStart, probe_from_mean_frame, starting_probe
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "frame_misfit",
     "probe_from_mean_frame",
     "reconstruct",
+    "reconstruct_side_by_side",
     "starting_probe",
 ]

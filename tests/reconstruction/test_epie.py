@@ -37,6 +37,18 @@ def test_known_object_is_found_without_knowing_the_optics(clean_scan):
     assert phase_rms_rad(result.object, clean_scan.on(result.frame), clean_scan.lit(result)) <= 0.02
 
 
+@pytest.mark.parametrize("kind", ["given", "zone plate"])
+def test_starting_probe_of_the_wrong_shape_is_noticed(clean_scan, kind):
+    y, x = np.mgrid[:64, :64] - 32
+    disc = (y**2 + x**2 < 12**2).astype(complex) if kind == "given" else None
+    measurement = clean_scan.measurement if kind == "given" else with_plate(clean_scan, defocus_m=-0.19e-3)
+    result = reconstruct(measurement, EpieOptions(iterations=40), probe=disc)
+    assert result.provenance["probe_start"] == "mean frame"
+    assert phase_rms_rad(result.object, clean_scan.on(result.frame), clean_scan.lit(result)) <= 0.02
+    kept = reconstruct(measurement, EpieOptions(iterations=1, check_probe=False), probe=disc)
+    assert kept.provenance["probe_start"] == kind
+
+
 def test_gauges_other_than_the_constant_are_fixed_not_left_to_the_judge(clean_scan):
     result = reconstruct(clean_scan.measurement, EpieOptions(iterations=40))
     error = phase_rms_rad(result.object, clean_scan.on(result.frame), clean_scan.lit(result), ramp=False, shift=False)
@@ -164,6 +176,9 @@ def test_two_incoherent_modes_are_found():
     assert abs(np.vdot(flat[0], flat[1])) < 1e-3 * power[0]
     # In truth 17 % of the light.
     assert 0.03 < power[1] / power.sum() < 0.25
+    # Light of the true modes that lies in the space of the found ones: 83 % were one mode enough.
+    found, true = np.linalg.svd(flat, full_matrices=False)[2], modes.reshape(2, -1)
+    assert np.linalg.norm(true @ found.conj().T) ** 2 > 0.95 * np.linalg.norm(true) ** 2
 
 
 def test_odd_frames_and_unknown_pixel():
