@@ -61,7 +61,7 @@ class LearningBench:
     num_points: int = 963
     size_px: int = 64
     architecture: str = "ptychonn2"
-    frames_per_scan: int = 12_000
+    frames_per_scan: int = 6_000
     num_threads: int = 2
     seed: int = 0
 

@@ -23,7 +23,7 @@ def learning(
     points: Annotated[int, typer.Option(help="Frames of a scan.", min=50)] = 963,
     size: Annotated[int, typer.Option(help="Rows and columns of a frame.", min=32)] = 64,
     architecture: Annotated[str, typer.Option(help="Network.")] = "ptychonn2",
-    frames_per_scan: Annotated[int, typer.Option(help="Frame-updates after each scan.", min=8)] = 12_000,
+    frames_per_scan: Annotated[int, typer.Option(help="Frame-updates after each scan.", min=8)] = 6_000,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
     minutes: Annotated[float, typer.Option(help="Begin no scan after this time; the same command goes on.")] = 45.0,
     json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
@@ -44,7 +44,7 @@ def learning(
 
     from ptycho_bluesky.bench.learning import LearningBench, read_scores, rows_of, run
     from ptycho_bluesky.bench.learning_pictures import draw_curve, draw_pictures
-    from ptycho_bluesky.bench.rows import Row, table, write_report
+    from ptycho_bluesky.bench.rows import Row, print_table, write_report
 
     began, rows, scores = time.monotonic(), list[Row](), {}
     bench = LearningBench(shapes, letters, points, size, architecture, frames_per_scan, threads, first_seed)
@@ -70,6 +70,6 @@ def learning(
         shown = (1, max(2, shapes // 3), shapes, shapes + letters)
         draw_pictures(folder / "pictures.png", bench, folder, shown)
     draw_curve(out / "curve.png", bench, scores)
-    Console().print(table(rows, "learning"))
+    print_table(rows, "learning")
     if json is not None:
         write_report(json, "learning", rows, scores=scores)

@@ -112,14 +112,21 @@ def command(
         console = Console(stderr=True, quiet=not ranks.first)
         result = _train(data, chosen, start, out, log_dir, ranks, console)
         if ranks.first:
-            _write(out, result.content)
-            checkpoints = _checkpoints(out)
-            if checkpoints.is_dir() and not any(checkpoints.iterdir()):
-                checkpoints.rmdir()
-            _report(result, console)
-            typer.echo(f"{out} {result.record.model_id}")
-    finally:
-        ranks.close()
+            _finish(result, out, console)
+    except BaseException:
+        ranks.close(failed=True)
+        raise
+    ranks.close()
+
+
+def _finish(result: TrainResult, out: Path, console: Console) -> None:
+    """Write the model, leave no empty folder of checkpoints, and say what was done."""
+    _write(out, result.content)
+    checkpoints = _checkpoints(out)
+    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        checkpoints.rmdir()
+    _report(result, console)
+    typer.echo(f"{out} {result.record.model_id}")
 
 
 @dataclass(frozen=True)

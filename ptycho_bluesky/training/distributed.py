@@ -85,8 +85,9 @@ class Ranks:
         distributed.broadcast_object_list(held, src=0)
         return held[0]
 
-    def close(self) -> None:
-        """Leave the group, once every process has come so far."""
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the group, once every process has come so far; one that failed does not wait for the others."""
         if self.world_size > 1 and distributed.is_initialized():
-            distributed.barrier()
+            if not failed:
+                distributed.barrier()
             distributed.destroy_process_group()

@@ -28,7 +28,8 @@ def test_validation_is_not_counted_as_training():
 
 
 @pytest.mark.slow
-def test_rows_of_a_tiny_training():
+def test_rows_of_a_tiny_training(monkeypatch):
+    monkeypatch.setattr("ptycho_bluesky.bench.train.WARM_UP_S", 0.05)
     bench = TrainBench(
         size_px=64, num_scans=1, num_points=70, seconds=0.2, slice_s=0.1, num_threads=1, validation_frames=20
     )
