@@ -16,6 +16,7 @@ BENCHES: tuple[str, ...] = (
     "trust",
     "loader",
     "train",
+    "learning",
     "reconstruct",
     "gate",
     "workflow",
