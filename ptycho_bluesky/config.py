@@ -214,11 +214,13 @@ class LabelSettings(_Section):
     min_agreement: float = Field(
         default=0.5, ge=0.0, le=1.0, description="Smallest correlation of the objects of two half-scans."
     )
-    pixel_significance: float = Field(
-        default=3.5,
-        gt=0.0,
-        description="Standard errors by which another pixel explains frames left out better that reject this one.",
+    pixel_gain: float = Field(
+        default=0.05,
+        ge=0.0,
+        description="Part by which another pixel lowers the error of the frames left out that rejects the stated one, "
+        "if it is significant.",
     )
+    pixel_significance: float = Field(default=3.5, gt=0.0, description="Standard errors that are significant.")
     min_held_out: float = Field(default=0.05, gt=0.0, le=0.5, description="Part of the frames that must be left out.")
     half_passes: int = Field(default=10, ge=1, description="Passes of each half-scan.")
 
@@ -288,7 +290,7 @@ class WorkerSettings(_Section):
         default=3600.0, ge=0.0, description="How often a run is looked at while the model fits."
     )
     settle_gain: float | None = Field(
-        default=0.03,
+        default=0.02,
         gt=0.0,
         description="A retraining that gains this much score is followed by another; null: only mismatches retrain.",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -152,6 +152,7 @@ def command(
         )
     if workers.rank > 0:
         return
+    result = _with_provenance(result, {"source": {"name": source, **measurement.metadata}})
     if half_scans:
         result = _with_evidence(measurement, result, options, half_scans, console, pixel=labels is not None)
     write_reconstruction(out, result)
@@ -211,16 +212,19 @@ def _with_evidence(
     pixel: bool,
 ) -> Reconstruction:
     """The reconstruction with the agreement of its half-scans, and on demand the check of its pixel, behind a bar."""
-    from dataclasses import replace
-
     from ptycho_bluesky.reconstruction.evidence import gather_evidence
     from ptycho_bluesky.reconstruction.half_scans import try_half_scans
 
     with _bar(console) as bar:
         task = bar.add_task("half-scans", total=2 * passes, error="–")
         gather = gather_evidence if pixel else try_half_scans
-        found = gather(measurement, result, options, passes, _shown(bar, task))
-    return replace(result, provenance={**result.provenance, **found})
+        return _with_provenance(result, gather(measurement, result, options, passes, _shown(bar, task)))
+
+
+def _with_provenance(result: Reconstruction, entries: dict[str, Any]) -> Reconstruction:
+    from dataclasses import replace
+
+    return replace(result, provenance={**result.provenance, **entries})
 
 
 def _write_labels(

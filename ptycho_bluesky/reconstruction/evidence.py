@@ -10,7 +10,7 @@ from typing import Any
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.reconstruction.half_scans import HALF_PASSES, stored_agreement, try_half_scans
 from ptycho_bluesky.reconstruction.options import EngineOptions
-from ptycho_bluesky.reconstruction.pixel_check import pixel_significance
+from ptycho_bluesky.reconstruction.pixel_check import pixel_gains
 from ptycho_bluesky.reconstruction.ring_correlation import RingCorrelation
 from ptycho_bluesky.records import Measurement, Reconstruction
 
@@ -18,7 +18,7 @@ __all__ = ["Evidence", "gather_evidence", "stored_evidence"]
 
 logger = logging.getLogger(__name__)
 
-PIXEL_KEY = "pixel_significance"
+PIXEL_KEY = "pixel_gains"
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,18 @@ class Evidence:
     ----------
     halves : RingCorrelation or None
         Agreement of two half-scans; None where none could be made.
-    pixel : dict of float to float
-        See `ptycho_bluesky.reconstruction.pixel_check.pixel_significance`; empty where it could not be told.
+    pixel : dict of float to tuple of float
+        See `ptycho_bluesky.reconstruction.pixel_check.pixel_gains`; empty where it could not be told.
     """
 
     halves: RingCorrelation | None
-    pixel: Mapping[float, float]
+    pixel: Mapping[float, tuple[float, float]]
 
     @property
-    def better_pixel(self) -> tuple[float, float]:
-        """The factor that fits best and its significance; ``(1, 0)`` where none was tried."""
-        return min(self.pixel.items(), key=lambda item: item[1], default=(1.0, 0.0))
+    def best_pixel(self) -> tuple[float, float, float]:
+        """The other factor that fits best, its significance and its gain; ``(1, 0, 0)`` where none was tried."""
+        factor = max(self.pixel, key=lambda each: self.pixel[each], default=1.0)
+        return factor, *self.pixel.get(factor, (0.0, 0.0))
 
 
 def gather_evidence(
@@ -65,14 +66,15 @@ def gather_evidence(
     """
     found = try_half_scans(measurement, reconstruction, options, passes, progress)
     try:
-        pixel = pixel_significance(measurement, reconstruction, options)
+        pixel = pixel_gains(measurement, reconstruction, options)
     except InputError as error:
         logger.warning("%s: its pixel was not checked: %s", measurement.run_uid or "measurement", error)
         return found
-    return {**found, PIXEL_KEY: [[factor, value] for factor, value in pixel.items()]}
+    return {**found, PIXEL_KEY: [[factor, *gain] for factor, gain in pixel.items()]}
 
 
 def stored_evidence(reconstruction: Reconstruction) -> Evidence:
     """Evidence in a reconstruction's provenance."""
     pixel = reconstruction.provenance.get(PIXEL_KEY) or []
-    return Evidence(stored_agreement(reconstruction), {float(factor): float(value) for factor, value in pixel})
+    gains = {float(factor): (float(significance), float(gain)) for factor, significance, gain in pixel}
+    return Evidence(stored_agreement(reconstruction), gains)

@@ -19,7 +19,7 @@ from ptycho_bluesky.reconstruction.placement import rows_of
 from ptycho_bluesky.reconstruction.starting_probe import starting_probe
 from ptycho_bluesky.records import Measurement, Reconstruction
 
-__all__ = ["FACTORS", "PixelCheck", "check_pixel", "pixel_significance"]
+__all__ = ["FACTORS", "PixelCheck", "check_pixel", "pixel_gains"]
 
 FACTORS = (0.5, 0.73, 0.88, 0.95, 1.0, 1.05, 1.14, 1.36, 2.0)
 """Pixels that are tried, in units of the stated one: small errors of energy or distance, 55 µm for 75 µm, binning."""
@@ -100,24 +100,24 @@ def check_pixel(
     return PixelCheck(factor, dict(sorted(errors.items())))
 
 
-def pixel_significance(
+def pixel_gains(
     measurement: Measurement, reconstruction: Reconstruction, options: EngineOptions
-) -> dict[float, float]:
+) -> dict[float, tuple[float, float]]:
     """Whether pixels somewhat larger or smaller than the stated one explain frames left out better.
 
     Parameters
     ----------
     measurement : Measurement
     reconstruction : Reconstruction
-        Of it; gives the starting probe.
+        Of it, converged; gives the starting probe.
     options : EngineOptions
         Engine.
 
     Returns
     -------
-    dict of float to float
-        For each of `NEAR_FACTORS` the mean of (misfit − misfit with the stated pixel) over the frames left out, in
-        units of its standard error: well below 0 where that pixel is better.
+    dict of float to tuple of float
+        For each of `NEAR_FACTORS` by how much the misfit of the frames left out is smaller than with the stated pixel:
+        in units of the standard error of that difference, and relative to the misfit. Negative where it is larger.
 
     Raises
     ------
@@ -127,7 +127,9 @@ def pixel_significance(
     Notes
     -----
     `NEAR_PASSES` passes over the `NEAR_FRAMES` frames in the middle, five times. The same frames are left out each
-    time, and compared one by one: what noise leaves of each is common to all trials.
+    time, and compared one by one: what noise leaves of each is common to all trials. The probe has adapted to the
+    stated pixel, which favours it a little; from a starting guess, all pixels are far from converged after so few
+    passes, and a larger one, with which windows overlap more, gets ahead.
     """
     changes = {"iterations": NEAR_PASSES, "holdout_fraction": NEAR_HOLDOUT, "patience": 0, "stop_error": 0.0}
     changes |= {"correct_positions": False, "probe_modes": len(reconstruction.probe), "check_probe": False}
@@ -140,12 +142,13 @@ def pixel_significance(
     placed = replace(measurement, position_m=position)
     stated = _misfit(placed, 1.0, chosen, reconstruction.probe, rows)
 
-    def significance(factor: float) -> float:
-        difference = _misfit(placed, factor, chosen, reconstruction.probe, rows) - stated
+    def gain(factor: float) -> tuple[float, float]:
+        difference = stated - _misfit(placed, factor, chosen, reconstruction.probe, rows)
         spread = max(float(difference.std()), MIN_SPREAD * float(stated.mean()))
-        return float(difference.mean() * np.sqrt(len(difference)) / spread)
+        mean = float(difference.mean())
+        return mean * float(np.sqrt(len(difference))) / spread, mean / float(stated.mean())
 
-    return {factor: significance(factor) for factor in NEAR_FACTORS}
+    return {factor: gain(factor) for factor in NEAR_FACTORS}
 
 
 def _error(measurement: Measurement, factor: float, options: EngineOptions) -> float:

@@ -81,20 +81,23 @@ def with_refined_positions(measurement: Measurement, reconstruction: Reconstruct
     used, held_out = (rows_of(reconstruction, measurement, name) for name in ("frames_used", "frames_held_out"))
     position = np.array(measurement.position_m, dtype=np.float64)
     position[used] = reconstruction.position_m
+    placed = replace(measurement, position_m=position)
     if len(held_out):
-        position[held_out] = _refined_m(measurement, reconstruction, held_out)
-    return replace(measurement, position_m=position)
+        # Together with the others: the mean of all corrections is 0, that of a few frames is not.
+        rows = np.concatenate([held_out, used])
+        measured_px = reconstruction.frame.to_px(measurement.position_m[rows])
+        position[held_out] = _refined_m(placed, reconstruction, rows, measured_px)[: len(held_out)]
+    return placed
 
 
 def _refined_m(
-    measurement: Measurement, reconstruction: Reconstruction, rows: NDArray[np.int64]
+    placed: Measurement, reconstruction: Reconstruction, rows: NDArray[np.int64], measured_px: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     frame = reconstruction.frame
-    scan = prepare_scan(measurement, rows, frame, frame_options(reconstruction.options))
+    scan = prepare_scan(placed, rows, frame, frame_options(reconstruction.options))
     obj, probe = (
         torch.from_numpy(np.array(wave)).to(scan.ramp_row) for wave in (reconstruction.object, reconstruction.probe)
     )
-    measured_px = scan.position_px
     limit = float(reconstruction.options.get("max_correction_px", 6.0))
     for _ in range(STEPS):
         scan = scan.moved(refine_positions(scan, obj, probe, measured_px, limit))

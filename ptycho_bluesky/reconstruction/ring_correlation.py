@@ -27,6 +27,7 @@ HALF_BIT, ONE_BIT = (np.sqrt(2.0) - 1.0) / 2.0, 0.5
 ONE_SEVENTH = 1.0 / 7.0
 MIN_SIDE_PX = 16
 FIT_SIDE_PX = 160
+FIRST_RINGS = 4
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,11 @@ def ring_threshold(components: NDArray[Any], snr: float) -> NDArray[np.float64]:
 def first_crossing(freq: NDArray[np.float64], frc: NDArray[np.float64], threshold: NDArray[np.float64]) -> float:
     """Half period, in pixels, at which a ring correlation first falls below a threshold curve, all of shape (k,).
 
-    The first ring may lie below: a curve for few components is near 1. Returns 1 if the correlation stays above to the
-    last ring, NaN if neither of the first two rings lies above.
+    The first rings may lie below: a curve for few components is near 1. Returns 1 if the correlation stays above to the
+    last ring, NaN if none of the first `FIRST_RINGS` lies above.
     """
     excess = frc - threshold
-    above = np.flatnonzero(excess[:2] >= 0)
+    above = np.flatnonzero(excess[:FIRST_RINGS] >= 0)
     if not len(above):
         return float("nan")
     below = np.flatnonzero(excess[above[0] :] < 0)

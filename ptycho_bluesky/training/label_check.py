@@ -33,7 +33,7 @@ class LabelCheck:
     reason : str
         One sentence with the figures that decided.
     figures : dict of str to float
-        ``error_used``, ``error_held_out``, ``ratio``, ``explained``, ``agreement``, ``better_pixel_significance``,
+        ``error_used``, ``error_held_out``, ``ratio``, ``explained``, ``agreement``, ``other_pixel_gain``,
         their limits, ``resolution_px`` of the half-scans, ``held_out_fraction``, ``frames_used``, ``frames_held_out``.
     """
 
@@ -101,15 +101,18 @@ def check_labels(
         )
     placed, options = with_refined_positions(measurement, reconstruction), frame_options(reconstruction.options)
     figures = _held_out_figures(reconstruction, placed, used, held_out, options)
+    other, significance, gain = evidence.best_pixel
     figures |= {
         "agreement": np.nan if evidence.halves is None else evidence.halves.correlation,
         "resolution_px": np.nan if evidence.halves is None else evidence.halves.resolution_px,
-        "better_pixel": evidence.better_pixel[0],
-        "better_pixel_significance": evidence.better_pixel[1],
+        "other_pixel": other,
+        "other_pixel_significance": significance,
+        "other_pixel_gain": gain,
         "ratio_limit": limits.max_ratio,
         "explained_limit": limits.min_explained,
         "agreement_limit": limits.min_agreement,
         "pixel_significance_limit": limits.pixel_significance,
+        "pixel_gain_limit": limits.pixel_gain,
         "held_out_fraction": fraction,
         "frames_used": float(len(used)),
         "frames_held_out": float(len(held_out)),
@@ -147,10 +150,12 @@ def _faults(figures: Mapping[str, float], finite: bool) -> list[str]:
             f"the objects of two half-scans correlate by {figures['agreement']:.2f}, less than "
             f"{figures['agreement_limit']:.2f}: what they show is not the sample"
         )
-    if figures["better_pixel_significance"] < -figures["pixel_significance_limit"]:
+    significant = figures["other_pixel_significance"] > figures["pixel_significance_limit"]
+    if significant and figures["other_pixel_gain"] > figures["pixel_gain_limit"]:
         faults.append(
-            f"a pixel {figures['better_pixel']:.2f} times the stated one explains frames left out better, by "
-            f"{-figures['better_pixel_significance']:.1f} standard errors: check energy, distance and detector pixel"
+            f"a pixel {figures['other_pixel']:.2f} times the stated one lowers the error of frames left out by "
+            f"{figures['other_pixel_gain']:.0%}, {figures['other_pixel_significance']:.1f} standard errors: check "
+            "energy, distance and detector pixel"
         )
     return faults
 

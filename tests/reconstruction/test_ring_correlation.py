@@ -69,9 +69,9 @@ def test_thresholds_are_those_of_the_literature():
 def test_the_resolution_is_that_of_the_band(cutoff):
     obj = band_limited(cutoff)
     rings = correlate_rings(in_the_light(obj + noise(0.02, 1)), in_the_light(obj + noise(0.02, 2)))
-    # The window spreads what is bright by two or three rings.
+    # The window spreads what is bright by some three rings.
     for found in (rings.resolution_px, rings.resolution_one_bit_px, rings.resolution_one_seventh_px):
-        assert -1 / rings.side_px < 0.5 / found - cutoff < 3 / rings.side_px
+        assert -1 / rings.side_px < 0.5 / found - cutoff < 4 / rings.side_px
     assert rings.correlation > 0.9
     assert np.isnan(rings.resolution_m)  # no pixel is known
     assert 100 <= rings.side_px <= SIDE
@@ -114,7 +114,7 @@ def test_crossings():
     freq, flat = np.array([0.1, 0.2, 0.3]), np.full(3, 0.5)
     assert first_crossing(freq, np.array([1.0, 0.6, 0.4]), flat) == pytest.approx(0.5 / 0.25)
     assert first_crossing(freq, np.array([0.4, 0.9, 0.8]), flat) == 1.0
-    assert np.isnan(first_crossing(freq, np.array([0.4, 0.3, 0.9]), flat))
+    assert np.isnan(first_crossing(np.arange(1, 7) / 10, np.array([0.4, 0.3, 0.2, 0.1, 0.9, 0.9]), np.full(6, 0.5)))
 
 
 def test_halves_cover_the_same_area_evenly():

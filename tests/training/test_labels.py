@@ -54,13 +54,18 @@ def measurement(experiment):
 
 
 @pytest.fixture(scope="module")
+def small(experiment):
+    return measured(experiment, spiral_positions_m(150, 90e-9))
+
+
+@pytest.fixture(scope="module")
 def reconstruction(measurement):
     return with_evidence(measurement, EpieOptions(iterations=25))
 
 
 def with_evidence(measurement, options):
     result = reconstruct(measurement, options)
-    found = gather_evidence(measurement, result, options, passes=10)
+    found = gather_evidence(measurement, result, options, passes=8)
     return replace(result, provenance={**result.provenance, **found})
 
 
@@ -193,11 +198,11 @@ def test_good_labels_are_accepted(measurement, reconstruction):
     assert check.figures["ratio"] < 1.2
     assert check.figures["explained"] > 0.9
     assert check.figures["agreement"] > 0.95
-    assert check.figures["better_pixel_significance"] > 3.0
+    assert check.figures["other_pixel_gain"] < -0.1
 
 
 @pytest.mark.parametrize(
-    ("num", "step_m", "exposure_s"), [(200, 200e-9, 4e-3), (300, 80e-9, 1e-4)], ids=["sparse", "little light"]
+    ("num", "step_m", "exposure_s"), [(150, 200e-9, 4e-3), (150, 80e-9, 1e-4)], ids=["sparse", "little light"]
 )
 def test_other_good_labels_are_accepted_too(experiment, num, step_m, exposure_s):
     check = judged(measured(experiment, spiral_positions_m(num, step_m), exposure_s), 25)
@@ -212,36 +217,40 @@ def test_other_good_labels_are_accepted_too(experiment, num, step_m, exposure_s)
         ("late by five frames", lambda p: np.roll(p, 5, axis=0)),
     ],
 )
-def test_wrong_positions_are_rejected_with_a_reason(measurement, what, change):
-    check = judged(replace(measurement, position_m=change(measurement.position_m)), 15)
+def test_wrong_positions_are_rejected_with_a_reason(small, what, change):
+    check = judged(replace(small, position_m=change(small.position_m)), 12)
     assert not check.accepted
     assert "positions" in check.reason
 
 
 @pytest.mark.parametrize("operation", ["transpose", "flip_rows", "rot90"])
-def test_a_wrong_orientation_is_rejected_with_a_reason(measurement, operation):
-    turned = replace(measurement, image=np.ascontiguousarray(apply_d4(measurement.image, operation)))
-    check = judged(turned, 15)
+def test_a_wrong_orientation_is_rejected_with_a_reason(small, operation):
+    turned = replace(small, image=np.ascontiguousarray(apply_d4(small.image, operation)))
+    check = judged(turned, 12)
     assert not check.accepted
     assert "geometry" in check.reason
 
 
 @pytest.mark.parametrize("factor", [0.8, 0.95, 1.05])
-def test_a_wrong_pixel_is_rejected_with_a_reason(measurement, factor):
-    check = judged(replace(measurement, pixel_size_m=factor * PIXEL, geometry=None), 15)
+def test_a_wrong_pixel_is_rejected_with_a_reason(small, factor):
+    check = judged(replace(small, pixel_size_m=factor * PIXEL, geometry=None), 12)
     assert not check.accepted
     assert "pixel" in check.reason
-    assert (check.figures["better_pixel"] > 1) == (factor < 1)
+    assert (check.figures["other_pixel"] > 1) == (factor < 1)
 
 
 @pytest.mark.skipif(not STAR.exists(), reason=f"real scan {STAR} is not there")
 def test_the_real_star_is_accepted_and_its_shuffled_frames_are_not():
-    star = read_measurement(STAR, limit=300)
-    check = judged(star, 10)
+    star = read_measurement(STAR, limit=160)
+    good = with_evidence(star, EpieOptions(iterations=30))
+    check = check_labels(make_labels(good, star, (64, 64)), good, star, stored_evidence(good))
     assert check.accepted, check.reason
     assert check.figures["agreement"] > 0.85
     shuffled = replace(star, position_m=np.random.default_rng(0).permutation(star.position_m))
-    assert not judged(shuffled, 5).accepted
+    bad = reconstruct(shuffled, EpieOptions(iterations=3))
+    check = check_labels(make_labels(bad, shuffled, (64, 64)), bad, shuffled, stored_evidence(good))
+    assert not check.accepted
+    assert "variation" in check.reason
 
 
 def test_positions_too_far_apart_are_rejected_by_the_ratio(experiment):
@@ -261,7 +270,7 @@ def test_limits_are_stated(measurement, reconstruction):
     assert "times that of used ones" in reason(LabelSettings(max_ratio=1.0))
     assert "half-scans correlate by" in reason(LabelSettings(min_agreement=1.0))
     assert "compared" in reason(evidence=Evidence(None, {}))
-    assert "1.04 times" in reason(evidence=replace(evidence, pixel={0.96: 3.0, 1.04: -9.0}))
+    assert "1.04 times" in reason(evidence=replace(evidence, pixel={0.96: (-3.0, -0.1), 1.04: (9.0, 0.08)}))
     assert "finite" in reason(labels=replace(labels, phase_rad=np.full_like(labels.phase_rad, np.nan)))
 
 
