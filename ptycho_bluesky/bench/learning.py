@@ -223,4 +223,4 @@ def _rank_correlation(values: list[float]) -> float:
     """Spearman's coefficient of values with their order; 0 where they are all alike."""
     if len(set(values)) < 2:
         return 0.0
-    return float(scipy.stats.spearmanr(np.arange(len(values)), values).statistic)
+    return float(np.corrcoef(np.arange(len(values)), scipy.stats.rankdata(values))[0, 1])

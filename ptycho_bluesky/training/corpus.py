@@ -209,7 +209,7 @@ class Corpus:
         if not len(labels):
             raise InputError(f"labels of {labels.run_uid}", "a label set holds at least one frame")
         stated = dict(regime or {}), dict(acceptance or {})
-        description = dict(zip(("regime", "acceptance"), stated, strict=True))
+        description = {"regime": stated[0], "acceptance": stated[1]}
         with self._locked(f"adding {labels.run_uid}"):
             known = self._entries(locked=True)
             if labels.run_uid in {entry.run_uid for entry in known}:
