@@ -20,7 +20,7 @@ from ptycho_bluesky.bench.loader_weights import weights_difference
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.bench.timing import Rates
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.label_files import COMPRESSION
+from ptycho_bluesky.training.label_files import compression
 from ptycho_bluesky.training.loading import FrameStore, Schedule
 
 __all__ = ["LoaderBench", "make_corpus", "run"]
@@ -72,8 +72,9 @@ def make_corpus(folder: Path, bench: LoaderBench, num_files: int = 4) -> tuple[s
     size = bench.size_px
     for number, rows in enumerate(np.array_split(np.arange(bench.num_frames), num_files)):
         with h5py.File(folder / f"{number:03d}.h5", "w") as file:
+            shape, chunk = (len(rows), size, size), (1, size, size)
             image, phase_rad = (
-                file.create_dataset(name, (len(rows), size, size), dtype, chunks=(1, size, size), **COMPRESSION)
+                file.create_dataset(name, shape, dtype, chunks=chunk, **compression(np.dtype(dtype)))
                 for name, dtype in (("image", np.uint16), ("phase_rad", np.float32))
             )
             for place in range(len(rows)):
