@@ -43,9 +43,14 @@ def read_warm_start(
     path = Path(known)
     if known == LIVE:
         return warm_start(measurement, _live_mosaic(source, settings), options)
-    if path.is_file() and path.open("rb").read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
+    if path.is_file() and _is_hdf5(path):
         return warm_start(measurement, _stored_image(path), options)
     return _by_model(known, measurement, options, settings)
+
+
+def _is_hdf5(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
 
 
 def _live_mosaic(source: str, settings: Settings) -> Mosaic:

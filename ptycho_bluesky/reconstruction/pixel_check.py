@@ -23,7 +23,8 @@ __all__ = ["FACTORS", "PixelCheck", "check_pixel", "pixel_gains"]
 
 FACTORS = (0.5, 0.73, 0.88, 0.95, 1.0, 1.05, 1.14, 1.36, 2.0)
 """Pixels that are tried, in units of the stated one: small errors of energy or distance, 55 µm for 75 µm, binning."""
-REFINED = (-0.02, 0.02)
+STEPS = (0.04, 0.02)
+"""Relative steps about the best so far."""
 TOLERANCE = 0.02
 """Relative difference up to which the pixel counts as the stated one."""
 NEAR_FACTORS = (0.9, 0.96, 1.04, 1.1)
@@ -72,7 +73,7 @@ def check_pixel(
     Returns
     -------
     PixelCheck
-        The best of `FACTORS`, refined by a parabola through its error and those of its neighbours at `REFINED`.
+        The best of `FACTORS`, refined by a parabola through its error and those of its neighbours, twice (`STEPS`).
 
     Raises
     ------
@@ -82,7 +83,7 @@ def check_pixel(
     chosen = options or EpieOptions(iterations=20, holdout_fraction=0.1)
     # A probe that optics state in metres would speak for the stated pixel.
     bare = replace(measurement, probe=None, metadata={})
-    total = len(FACTORS) + len(REFINED)
+    total = len(FACTORS) + 2 * len(STEPS)
     errors: dict[float, float] = {}
 
     def tried(factor: float) -> float:
@@ -91,12 +92,13 @@ def check_pixel(
         errors[factor] = _error(bare, factor, chosen)
         return errors[factor]
 
-    best = min(FACTORS, key=tried)
-    near = [best * (1.0 + step) for step in REFINED]
-    below, above = (tried(factor) for factor in near)
-    bend = below - 2.0 * errors[best] + above
-    move = 0.5 * (below - above) / bend if bend > 0 else 0.0
-    factor = best * (1.0 + REFINED[1] * float(np.clip(move, -1.5, 1.5)))
+    best, factor = min(FACTORS, key=tried), 1.0
+    for step in STEPS:
+        below, above = tried(best * (1.0 - step)), tried(best * (1.0 + step))
+        bend = below - 2.0 * errors[best] + above
+        move = 0.5 * (below - above) / bend if bend > 0 else 0.0
+        factor = best * (1.0 + step * float(np.clip(move, -1.5, 1.5)))
+        best = min(errors, key=lambda each: errors[each])
     return PixelCheck(factor, dict(sorted(errors.items())))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,11 @@ from typer.testing import CliRunner
 
 from ptycho_bluesky.cli.main import build_app
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.io import read_reconstruction
+from ptycho_bluesky.geometry import ObjectFrame
+from ptycho_bluesky.io import read_reconstruction, write_reconstruction
+from ptycho_bluesky.reconstruction.half_scans import stored_agreement
+from ptycho_bluesky.records import Reconstruction
+from ptycho_bluesky.training.corpus import read_label_set
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +24,13 @@ def scan_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("scan") / "scan.npz"
     np.savez(path, reciprocal=scan.measurement.image.astype(np.float32), position=scan.measurement.position_m)
     return path
+
+
+def known_result() -> Reconstruction:
+    frame = ObjectFrame((0.0, 0.0), 1e-8, (20, 20))
+    return Reconstruction(
+        np.ones((20, 20), complex), np.ones((1, 8, 8), complex), np.zeros((1, 2)), frame, np.ones(1), None, "epie", {}
+    )
 
 
 def run(*arguments):
@@ -39,14 +51,58 @@ def test_file_to_product_and_picture(scan_file, tmp_path):
     assert len(product.position_m) == 54
     assert len(product.provenance["frames_held_out"]) == 6
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    rings = stored_agreement(product)
+    assert rings is not None
+    assert rings.passes == 20
+    assert 0.3 < rings.correlation <= 1.0
+    assert "half-scans" in result.stderr
 
 
 def test_stated_pixel_and_no_picture(scan_file, tmp_path):
     out = tmp_path / "out.h5"
-    result = run(scan_file, "-o", out, "--iterations", 1, "--object-pixel-m", 23.2e-9, "--limit", 40, "--no-picture")
+    result = run(scan_file, "-o", out, "--iterations", 1, "--object-pixel-m", 23.2e-9, "--limit", 40, "--no-picture",
+                 "--half-scans", 0)  # fmt: skip
     assert result.exit_code == 0
     assert len(read_reconstruction(out).position_m) == 40
     assert not (tmp_path / "out.png").exists()
+    assert stored_agreement(read_reconstruction(out)) is None
+
+
+def test_labels_are_written_when_they_pass(tmp_path):
+    scan = known_scan(150, 80e-9, exposure_s=2e-3)
+    position, image = scan.measurement.position_m, scan.measurement.image.astype(np.float32)
+    path, out, labels = (tmp_path / name for name in ("scan.npz", "out.h5", "labels.h5"))
+    options = ["--iterations", 15, "--half-scans", 8, "--no-picture", "--object-pixel-m", scan.measurement.pixel_size_m]
+    np.savez(path, reciprocal=image, position=position)
+    result = run(path, "-o", out, "--labels", labels, *options)
+    assert result.exit_code == 0, result.stderr
+    found = read_label_set(labels)
+    assert len(found) == 150
+    assert found.provenance["check"]["accepted"]
+    assert found.provenance["check"]["figures"]["held_out_fraction"] >= 0.05
+    labels.unlink()
+    np.savez(path, reciprocal=image, position=np.random.default_rng(0).permutation(position))
+    rejected = run(path, "-o", out, "--labels", labels, *options)
+    assert rejected.exit_code == 1
+    assert "labels rejected" in rejected.stderr
+    assert not labels.exists()
+
+
+def test_a_warm_start_from_a_product_goes_on_where_it_ended(scan_file, tmp_path):
+    first, again = tmp_path / "first.h5", tmp_path / "again.h5"
+    quick = ["--object-pixel-m", 23.2e-9, "--half-scans", 0, "--no-picture"]
+    assert run(scan_file, "-o", first, "--iterations", 15, *quick).exit_code == 0
+    assert run(scan_file, "-o", again, "--iterations", 1, "--warm-start", first, *quick).exit_code == 0
+    before, after = (read_reconstruction(path) for path in (first, again))
+    assert after.error[0] < 1.3 * before.error[-1]
+    assert after.provenance["probe_start"] == "given"
+
+
+def test_a_long_list_of_frames_is_stored(tmp_path):
+    result = known_result()
+    many = replace(result, provenance={"frames_used": list(range(30_000))})
+    write_reconstruction(tmp_path / "many.h5", many)
+    assert read_reconstruction(tmp_path / "many.h5").provenance == many.provenance
 
 
 @pytest.mark.parametrize(
@@ -59,6 +115,9 @@ def test_stated_pixel_and_no_picture(scan_file, tmp_path):
         (["{file}", "--out", "out.h5", "--holdout", "2"], "holdout_fraction"),
         (["{file}", "--out", "out.h5", "--object-pixel-m", "1e-8", "--device", "abacus"], "device"),
         (["some-run", "--out", "out.h5", "--energy-eV", "1e4"], "states its own geometry"),
+        (["{file}", "--out", "out.h5", "--labels", "l.h5", "--half-scans", "0"], "half-scans judge"),
+        (["{file}", "--out", "out.h5", "--object-pixel-m", "1e-8", "--warm-start", "live"], "beside a file"),
+        (["{file}", "--out", "out.h5", "--object-pixel-m", "1e-8", "--warm-start", "no/model.onnx"], "does not exist"),
     ],
 )
 def test_bad_input_says_what_is_wrong(scan_file, tmp_path, monkeypatch, arguments, says):
