@@ -54,8 +54,8 @@ class GateBench:
     ----------
     scans : ScanOptions
     architecture : str
-    frames_per_scan : int
-        Budget of a retraining, in frame-updates.
+    frames_per_scan, batch_size : int
+        Budget of a retraining in frame-updates, and of an optimiser step.
     iterations, half_passes : int
         Of the reconstruction that labels are cut from, and of the half-scans by which they are judged.
     probe_scans : int
@@ -64,10 +64,11 @@ class GateBench:
     """
 
     scans: ScanOptions = field(default_factory=ScanOptions)
-    architecture: str = "lean16"
-    frames_per_scan: int = 2500
-    iterations: int = 15
-    half_passes: int = 4
+    architecture: str = "lean8"
+    frames_per_scan: int = 6000
+    batch_size: int = 16
+    iterations: int = 12
+    half_passes: int = 3
     probe_scans: int = 6
     num_threads: int = 1
 
@@ -80,6 +81,7 @@ class GateBench:
             train={  # pyright: ignore[reportArgumentType]
                 "architecture": self.architecture,
                 "frames_per_scan": self.frames_per_scan,
+                "batch_size": self.batch_size,
                 "num_threads": self.num_threads,
             },
             worker={  # pyright: ignore[reportArgumentType]

@@ -103,8 +103,9 @@ class GateScans:
 
     Notes
     -----
-    Every scan is of an area of its own: random shapes before the sample changes; after it letters, thinner and of
-    another stroke. Frames are simulated, and the reference of `score` is the true object.
+    Every scan is of an area of its own: thin letters before the sample changes, thicker random shapes after it. (The
+    other way round a model does not get worse by the change, only a retrained one better, and no mismatch tells of it.)
+    Frames are simulated, and the reference of `score` is the true object.
     """
 
     def __init__(self, options: ScanOptions) -> None:
@@ -177,7 +178,7 @@ class GateScans:
         plate = replace(ZonePlate(), defocus_m=float(first + done * (last - first)))
         geometry = default_geometry(options.size_px)
         side = 2 * options.step_m * np.sqrt(options.num_points / np.pi) + 1.5e-6
-        letters = scan >= options.sample_change
+        letters = scan < options.sample_change
         area = Area("letters" if letters else "shapes", (0.0, 0.0), side, seed=options.seed + scan)
         sample = SampleMap([area], geometry.object_pixel_m, **(self._letters if letters else {}))  # pyright: ignore
         return Experiment.default(options.size_px, sample, plate=plate)

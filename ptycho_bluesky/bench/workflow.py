@@ -49,7 +49,7 @@ class WorkflowBench:
     """
 
     kills: int = 8
-    runs_modelled: int = 10
+    runs_modelled: int = 8
     runs_real: int = 5
     scale: float = 0.1
     frames: int = 400

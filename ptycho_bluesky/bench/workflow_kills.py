@@ -80,7 +80,7 @@ class Facility:
         """Start everything and wait until it serves."""
         for child in self.children.values():
             child.start()
-            child.wait_ready(120.0)
+            child.wait_ready(180.0)
 
     def stop(self) -> None:
         """Stop everything, the server last."""
@@ -103,7 +103,7 @@ class Facility:
         _kill(pid)
         _wait(lambda: not child.alive, 20.0)
         child.start()
-        child.wait_ready(120.0)
+        child.wait_ready(180.0)
         return True
 
     def _executor_pids(self) -> list[int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 
 from ptycho_bluesky.bench.workflow_makespan import SleepingStages, put_run
@@ -90,10 +92,10 @@ def handoff(settings: Settings, runs: Sequence[Run], seed: int = 0) -> Latencies
             time.sleep(1.5)
             poller.start()
             for run in runs:
-                put_run(store, Run(run.uid, run.frames, run.documents[:-1]))
                 time.sleep(float(rng.uniform(0.5, 4.0)))
-                sent_s[run.uid] = time.time()
-                put_stop(store, run)
+                with _last_update(store) as times:
+                    put_run(store, run)
+                sent_s[run.uid] = times[-1]
             deadline = time.monotonic() + TIMEOUT_S
             while time.monotonic() < deadline and (
                 set(poller.seen_s) < set(sent_s) or any(run_folder(settings, uid).load() is None for uid in sent_s)
@@ -110,9 +112,22 @@ def handoff(settings: Settings, runs: Sequence[Run], seed: int = 0) -> Latencies
     return Latencies(ours, polled, len(sent_s) - len(ours))
 
 
-def put_stop(store: TiledStore, run: Run) -> None:
-    """Put a run's stop document beside its start, as TiledWriter does at last."""
-    store.raw[run.uid].update_metadata({"stop": dict(run.documents[-1][1])}, drop_revision=True)
+@contextmanager
+def _last_update(store: TiledStore) -> Iterator[list[float]]:
+    """When metadata were last sent to Tiled inside the block: of a run's documents the stop comes last."""
+    times: list[float] = []
+
+    def note(request: httpx.Request) -> None:
+        if request.method in ("PATCH", "PUT") and "/metadata/" in request.url.path:
+            times.append(time.time())
+
+    client = store.root.context.http_client
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "request": [*hooks.get("request", []), note]}
+    try:
+        yield times
+    finally:
+        client.event_hooks = hooks
 
 
 def handover(settings: Settings, folder: Path, count: int, seed: int = 0) -> Latencies:

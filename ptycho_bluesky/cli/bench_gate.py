@@ -15,7 +15,7 @@ __all__ = ["gate"]
 def gate(
     scans: Annotated[int, typer.Option(help="Scans of the experiment.", min=8)] = 40,
     size: Annotated[int, typer.Option(help="Rows and columns of a frame.")] = 64,
-    budget: Annotated[int, typer.Option(help="Frame-updates of a retraining.", min=100)] = 2500,
+    budget: Annotated[int, typer.Option(help="Frame-updates of a retraining.", min=100)] = 6000,
     probe_scans: Annotated[int, typer.Option(help="Scans after which the policy looks again.", min=1)] = 6,
     out: Annotated[Path | None, typer.Option(help="Folder to keep everything in; what was cut short goes on.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
@@ -36,7 +36,7 @@ def gate(
 
     from ptycho_bluesky.bench.gate import GateBench, run
     from ptycho_bluesky.bench.gate_scans import ScanOptions
-    from ptycho_bluesky.bench.rows import table, write_report
+    from ptycho_bluesky.bench.rows import print_table, write_report
 
     if not verbose:
         logging.getLogger("ptycho_bluesky").setLevel(logging.WARNING)
@@ -51,6 +51,6 @@ def gate(
     )
     with Console(stderr=True).status("starting") as status:
         report = run(options, out, status.update)
-    Console().print(table(report.rows, "gate"))
+    print_table(report.rows, "gate")
     if json is not None:
         write_report(json, "gate", report.rows, **report.extra)

@@ -99,8 +99,6 @@ def promote(store: ModelStore, model_id: str, reason: str = "") -> ModelRecord:
     InputError
         There is no such model, or its content is gone.
     """
-    if store.is_discarded(model_id):
-        raise InputError(f"model {model_id}", "its content was collected as garbage", "promote another, or retrain")
     record = store.set_stage(model_id, ModelStage.PROMOTED, reason)
     for other in store.records():
         if (
@@ -273,8 +271,15 @@ class LocalModelStore:
         -------
         ModelRecord
             The new record; ``promoted_s`` is now when the stage is `ModelStage.PROMOTED`.
+
+        Raises
+        ------
+        InputError
+            There is no such model, or one whose content is gone is to be promoted.
         """
         record, history = self._read(model_id)
+        if stage is ModelStage.PROMOTED and self.is_discarded(model_id):
+            raise InputError(f"model {model_id}", "its content was collected as garbage", "promote another, or retrain")
         now = time.time()
         record = replace(record, stage=stage, promoted_s=now if stage is ModelStage.PROMOTED else record.promoted_s)
         self._write_record(record, [*history, {"stage": str(stage), "reason": reason, "time_s": now}])

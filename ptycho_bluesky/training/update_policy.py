@@ -52,7 +52,8 @@ class Finding:
         See `mismatch`; None where no model was served.
     gain : float or None
         What retraining on the run gained: score of the candidate less that of the serving model (where nothing was
-        served: of a constant image) on held-out frames, 0 where it was rejected; None where none was trained.
+        served: of a constant image) on held-out frames of the last runs; not positive where it was rejected, None where
+        none was trained.
     pending : bool
         It is being looked at: nothing is found yet, but it counts as a look.
     """

@@ -88,7 +88,7 @@ def _parsl(options: Mapping[str, Any]) -> Executor:
     options : mapping
         ``provider`` (name of a class of ``parsl.providers``; LocalProvider by default), ``provider_options``,
         ``launcher`` (name of a class of ``parsl.launchers``), ``executor_options`` of ``HighThroughputExecutor``, and
-        ``run_dir``.
+        ``run_dir`` and ``initialize_logging`` of ``parsl.Config``.
     """
     try:
         import parsl
@@ -96,7 +96,8 @@ def _parsl(options: Mapping[str, Any]) -> Executor:
         from parsl.concurrent import ParslPoolExecutor
     except ImportError as error:
         raise _missing("parsl", "parsl", error) from error
-    known = {"provider", "provider_options", "launcher", "executor_options", "run_dir"}
+    general = ("run_dir", "initialize_logging")
+    known = {"provider", "provider_options", "launcher", "executor_options", *general}
     if set(options) - known:
         raise InputError(f"worker.executor_options {sorted(set(options) - known)}", f"Parsl takes {sorted(known)}")
     try:
@@ -107,7 +108,7 @@ def _parsl(options: Mapping[str, Any]) -> Executor:
         executor = parsl.HighThroughputExecutor(
             **{"label": "stages", **options.get("executor_options", {})}, provider=provider
         )
-        extra = {"run_dir": options["run_dir"]} if "run_dir" in options else {}
+        extra = {name: options[name] for name in general if name in options}
         config = parsl.Config(executors=[executor], **extra)
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(

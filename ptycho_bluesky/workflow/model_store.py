@@ -26,6 +26,8 @@ __all__ = ["TiledModelStore"]
 
 logger = logging.getLogger(__name__)
 
+ID_LENGTH = 64
+"""Of a whole id, SHA-256 in hex."""
 DISCARDED = "discarded"
 """Key in the metadata of a model whose content was collected as garbage."""
 
@@ -118,12 +120,16 @@ class TiledModelStore:
         Raises
         ------
         InputError
-            There is no such model.
+            There is no such model, or one whose content is gone is to be promoted.
         UnreachableError
             Tiled does not answer.
         """
         with reachable(self._uri):
             node = self._node(model_id)
+            if stage is ModelStage.PROMOTED and node.metadata.get(DISCARDED):
+                raise InputError(
+                    f"model {model_id}", "its content was collected as garbage", "promote another, or retrain"
+                )
             record = ModelRecord.from_dict(node.metadata)
             entry = _entry(stage, reason)
             promoted_s = entry["time_s"] if stage is ModelStage.PROMOTED else record.promoted_s
@@ -138,9 +144,10 @@ class TiledModelStore:
 
     def promote(self, model_id: str, reason: str = "") -> ModelRecord:
         """Make a model serve its regime; its id may be shortened. See `ptycho_bluesky.training.registry.promote`."""
-        with reachable(self._uri):
-            whole = str(self._node(model_id).item["id"])
-        return promote(self, whole, reason)
+        if len(model_id) < ID_LENGTH:
+            with reachable(self._uri):
+                model_id = str(self._node(model_id).item["id"])
+        return promote(self, model_id, reason)
 
     def rollback(
         self, reason: str = "", regime: Mapping[str, Any] | None = None

@@ -61,11 +61,16 @@ class RunQueue:
                 told = self._noticed.get_nowait()
             except queue.Empty:
                 return
-            if self._is_open(told):
-                # A notice may be an old one, repeated by a new subscription: what counts is what stands there now.
-                now = store().summary(told.uid)
-                if now is not None:
-                    self._consider(now)
+            if not self._is_open(told):
+                continue
+            if self._book.get(told.uid) is None:
+                # Never seen before, so the notice is as good as a look, and sooner; reading the run checks it again.
+                self._consider(told)
+                continue
+            # A notice may be an old one, repeated by a new subscription: what counts is what stands there now.
+            now = store().summary(told.uid)
+            if now is not None:
+                self._consider(now)
 
     def waiting(self) -> list[str]:
         """Uids of the runs that wait, oldest first."""

@@ -298,9 +298,9 @@ class RunWork:
         if "regime" not in state.done:
             match = Regimes(self.settings).assign(self.folder, state)
             state.done["regime"] = {} if match is None else match
-        if state.done["regime"]:
-            state.regime["probe"] = state.done["regime"]["key"]
-        self._save()
+            if match is not None:
+                state.regime["probe"] = match["key"]
+            self._save()
 
     def _corpus_runs(self) -> list[str]:
         """Runs of the corpus that are of this run's regime and no younger, oldest first, this one included."""
@@ -344,7 +344,7 @@ class RunWork:
         result: dict[str, Any] = {"model_id": "" if record is None else record.model_id}
         if record is not None:
             write_bytes(path, self.shared.connections.store().model_store.get(record.model_id)[1])
-            result["score_at_promotion"] = record.validation.get("score")
+            result["score_at_promotion"] = _reference(record)
         state.done[name] = result
         self._save()
         return None if record is None else str(path)
@@ -378,7 +378,7 @@ class RunWork:
             name = f"rival {record.model_id[:8]}"
             self._compute(name, self.shared.stages.score, job, str(path))
             path.unlink(missing_ok=True)
-            score, promoted = state.done[name]["score"], record.validation.get("score")
+            score, promoted = state.done[name]["score"], _reference(record)
             fits = promoted and mismatch(score, promoted) < self.settings.worker.mismatch_tolerance
             if fits and score > found["score_serving"] and (best is None or score > best[0]):
                 best = (score, record)
@@ -465,10 +465,15 @@ class RunWork:
             return
 
 
+def _reference(record: ModelRecord) -> float | None:
+    """Score at a model's promotion that a later run is measured against."""
+    return record.validation.get("reference", record.validation.get("score"))
+
+
 def _spread(sets: dict[str, str]) -> dict[str, str]:
-    """At most `OLD_SETS` of them, evenly over the history, the newest included."""
+    """At most `OLD_SETS` of them: the last two, and others evenly over the history."""
     keys = list(sets)
     if len(keys) <= OLD_SETS:
         return sets
-    chosen = np.unique(np.linspace(0, len(keys) - 1, OLD_SETS).round().astype(int))
-    return {keys[k]: sets[keys[k]] for k in chosen}
+    chosen = np.unique(np.linspace(0, len(keys) - 3, OLD_SETS - 2).round().astype(int)).tolist()
+    return {keys[k]: sets[keys[k]] for k in [*chosen, len(keys) - 2, len(keys) - 1]}

@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 REPORT_PERIOD_S = 0.5
 MAX_VALIDATION_FRAMES = 1000
+NUM_CAPS = 8
+"""Directions in which areas are cut off a run to score a model on it."""
+REFERENCE_SETS = 3
+"""Held-out areas, of this run and of the last ones before, whose mean score a later run is measured against."""
 MAX_OLD_FRAMES = 300
 """Frames of each older label set that are compared for what was forgotten."""
 
@@ -295,22 +299,34 @@ class LearningStages:
             }
         decision = decide(candidate, theirs, **compared, thresholds=Thresholds(**job.gate))
         record = json.loads(job.files.record.read_text())
-        record["validation"] = {**record.get("validation", {}), **candidate, "validation": source}
+        # One small area is noisy; the last ones together tell what a later run is measured against.
+        recent = [each.candidate for each in compared["old"][1 - REFERENCE_SETS :]] if reserved is None else []
+        reference = float(np.mean([candidate["score"], *recent]))
+        record["validation"] = {
+            **record.get("validation", {}),
+            **candidate,
+            "validation": source,
+            "reference": reference,
+        }
         write_json(job.files.record, jsonable(record))
+        before = candidate["constant"] if theirs is None else theirs["score"]
+        gains = [candidate["score"] - before]
+        gains += [-each.loss for each in compared["old"][1 - REFERENCE_SETS :]] if reserved is None else []
+        gain = float(np.mean(gains)) if decision.promote else 0.0
         figures = {
             "validation": source,
             "candidate_score": candidate["score"],
             "candidate_pearson": candidate["pearson"],
             "candidate_l1_rad": candidate["l1_rad"],
             "constant_score": candidate["constant"],
+            "reference_score": reference,
+            "gain": gain,
             "serving_score": None if theirs is None else theirs["score"],
             "forgotten": decision.figures["forgotten"],
             "old_scores": decision.figures["old"],
             "other_regimes_scores": decision.figures["other_regimes"],
             "thresholds": dict(job.gate),
         }
-        before = candidate["constant"] if theirs is None else theirs["score"]
-        gain = float(candidate["score"] - before) if decision.promote else 0.0
         return {"promote": decision.promote, "reason": decision.reason, "gain": gain, "figures": figures}
 
 
@@ -352,13 +368,29 @@ def _compare(job: Job, candidate: bytes, serving: bytes, sets: Mapping[str, str]
 
 
 def _score(job: Job, model: bytes | None) -> float | None:
-    """Score of a model on the labels of this run, by the figure that it had at its promotion."""
+    """Score of a model on the labels of this run, by the figure that it had at its promotion.
+
+    Where that is measured on an area kept out of a run, areas of this run of the same shape and size are taken, cut off
+    in eight directions: a small area at the edge of a scan scores otherwise than the whole, and one alone is noisy.
+    """
     if model is None:
         return None
+    from ptycho_bluesky.models.export import from_onnx
     from ptycho_bluesky.training.corpus import read_label_set
-    from ptycho_bluesky.training.evaluate import evaluate
+    from ptycho_bluesky.training.evaluate import count_scale_for, evaluate
+    from ptycho_bluesky.workflow.validation import select_frames
 
-    return float(evaluate(model, read_label_set(job.files.labels), num_frames=MAX_VALIDATION_FRAMES)["score"])
+    labels, held_out = read_label_set(job.files.labels), _held_out(job)
+    if held_out is None:
+        return float(evaluate(model, labels, num_frames=MAX_VALIDATION_FRAMES)["score"])
+    reader, manifest = from_onnx(model)
+    scale = count_scale_for(manifest, labels)
+    angles = np.arange(NUM_CAPS) * 2 * np.pi / NUM_CAPS
+    scores = []
+    for direction in np.stack([np.sin(angles), np.cos(angles)], axis=1):
+        cap = np.argsort(np.asarray(labels.position_m) @ direction)[-len(held_out) :]
+        scores.append(float(evaluate(reader, select_frames(labels, cap), count_scale=scale)["score"]))
+    return float(np.nanmean(scores))
 
 
 def _parent(path: str | None, architecture: str) -> bytes | None:

@@ -26,7 +26,7 @@ def test_every_change_changes_what_it_says():
     assert similarities[0] > similarities[1] > similarities[2] > similarities[3]
     assert similarities[3] == similarities[4]
     kinds = [scans._experiment(k).sample_map.areas[0].kind for k in (11, 12)]
-    assert kinds == ["shapes", "letters"]
+    assert kinds == ["letters", "shapes"]
     assert scans.uid(31) == after.run_uid
 
 
