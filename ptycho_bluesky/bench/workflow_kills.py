@@ -25,7 +25,7 @@ from ptycho_bluesky.workflow.tiled_store import TiledStore
 __all__ = ["TARGETS", "KillReport", "survive"]
 
 TARGETS = ("worker", "executor", "writer", "tiled", "trainer")
-FRAMES = 200
+FRAMES = 260
 WAITING_RUNS = 3
 """Runs that are kept undecided while kills go on."""
 PAUSE_S = (0.5, 6.0)

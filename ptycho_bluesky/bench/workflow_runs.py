@@ -20,7 +20,7 @@ __all__ = ["Run", "journal", "make_runs"]
 
 COLUMNS = {"image": ad.FRAMES, "unique_id": ad.UNIQUE_ID} | ad.COLUMNS
 SIZE_PX = 64
-STEP_M = 100e-9
+STEP_M = 130e-9
 EXPOSURE_S = 4e-3
 
 

@@ -178,12 +178,20 @@ class Worker:
                 self._connections.drop()
                 self._search.set()
                 self._report(reachable=False)
-                self._stop.wait(pause_s)
+                self._pause(pause_s)
                 pause_s = min(2 * pause_s, LAST_PAUSE_S)
                 continue
             self._report(reachable=True)
             self._wake.wait(POLL_S)
             self._wake.clear()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the websocket stands again or the worker is to end."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._stop.is_set():
+            if self._wake.wait(POLL_S):
+                self._wake.clear()
+                return
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 
