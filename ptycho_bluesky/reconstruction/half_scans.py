@@ -116,7 +116,10 @@ def reconstruct_halves(
     placed = replace(measurement, position_m=position)
 
     def one(number: int, half: NDArray[np.int64]) -> Reconstruction:
-        told = None if progress is None else lambda done, _, error: progress(number * passes + done, 2 * passes, error)
+        def told(done: int, _: int, error: float) -> None:
+            if progress is not None:
+                progress(number * passes + done, 2 * passes, error)
+
         return reconstruct(placed, chosen, probe=reconstruction.probe, rows=rows[half], progress=told)
 
     first, second = split_in_halves(reconstruction.position_m, options.seed)

@@ -44,8 +44,9 @@ def draw(reconstruction: Reconstruction, path: Path | str, rings: RingCorrelatio
     # A figure of its own, without pyplot: nothing global is touched, so it works in threads and without a display.
     figure = Figure(figsize=(15, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    below = ["probe", "pupil", "error", "error" if rings is None else "rings"]
-    axes = figure.subplot_mosaic([["phase", "phase", "amplitude", "amplitude"], below], height_ratios=[1.6, 1.0])
+    panels: list[Any] = [["phase", "phase", "amplitude", "amplitude"]]
+    panels.append(["probe", "pupil", "error", "error" if rings is None else "rings"])
+    axes = figure.subplot_mosaic(panels, height_ratios=[1.6, 1.0])
     _draw_object(figure, axes, reconstruction)
     _draw_probe(axes, np.asarray(reconstruction.probe))
     _draw_error(axes["error"], reconstruction)
@@ -112,7 +113,7 @@ def _draw_rings(axes: Axes, rings: RingCorrelation) -> None:
         xlim=(0.0, 0.5),
         ylim=(-0.15, 1.05),
     )
-    axes.legend(fontsize="small", loc="lower left")
+    axes.legend(fontsize="small", loc="upper right")
     axes.grid(True, alpha=0.3)
 
 

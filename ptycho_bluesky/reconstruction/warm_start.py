@@ -101,7 +101,7 @@ def object_from_mosaic(
     # Weight and wave are interpolated apart, the wave as 1 + (O − 1), so that nothing rings at the rim.
     moved = sample_at(trust * (wave - 1.0), source, target)
     inside = np.clip(_zero_outside(trust, source, target), 0.0, 1.0)
-    return 1.0 + np.where(inside > 0, moved, 0.0), inside
+    return np.where(inside > 0, 1.0 + moved, 1.0).astype(np.complex128), inside
 
 
 def _zero_outside(values: NDArray[np.float64], source: ObjectFrame, target: ObjectFrame) -> NDArray[np.float64]:
@@ -161,7 +161,7 @@ def warm_start(
         probe = np.asarray(known.probe) if probe is None else probe
         outside = sample_at(np.asarray(known.object, dtype=np.complex128) - 1.0, known.frame, target)
         trust = _zero_outside(np.ones(known.frame.shape), known.frame, target)
-        obj = 1.0 + np.where(trust > 0, outside, 0.0)
+        obj = np.where(trust > 0, 1.0 + outside, 1.0).astype(np.complex128)
     else:
         obj, trust = object_from_mosaic(known.phase_rad, known.weight, known.frame, target, amplitude_of)
     if not (trust > 0).any():

@@ -56,7 +56,7 @@ def file_scan(path: Path, stated: Stated | None = None) -> DetectorScan:
     InputError
         The file cannot be read, or holds no frames.
     """
-    known = dict(stated or {})
+    known: dict[str, Any] = dict(stated or {})
     if _is_area_detector(path):
         with open_file(path) as file:
             shape = dataset(file, FRAMES).shape
