@@ -62,7 +62,7 @@ class LearningBench:
     size_px: int = 64
     architecture: str = "ptychonn2"
     frames_per_scan: int = 6_000
-    num_threads: int = 2
+    num_threads: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -49,8 +49,8 @@ class TrainBench:
     num_scans: int = 2
     num_points: int = 963
     seconds: float = 200.0
-    slice_s: float = 8.0
-    num_threads: int = 2
+    slice_s: float = 5.0
+    num_threads: int = 1
     validation_frames: int = 200
     seed: int = 0
 

@@ -24,7 +24,7 @@ def learning(
     size: Annotated[int, typer.Option(help="Rows and columns of a frame.", min=32)] = 64,
     architecture: Annotated[str, typer.Option(help="Network.")] = "ptychonn2",
     frames_per_scan: Annotated[int, typer.Option(help="Frame-updates after each scan.", min=8)] = 6_000,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads; more pay on idle cores alone.", min=1)] = 1,
     minutes: Annotated[float, typer.Option(help="Begin no scan after this time; the same command goes on.")] = 45.0,
     json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
     verbose: VerboseOption = False,

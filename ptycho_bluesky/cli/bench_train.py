@@ -14,9 +14,9 @@ __all__ = ["train"]
 
 def train(
     size: Annotated[int, typer.Option(help="Rows and columns of a frame.", min=16)] = 128,
-    scans: Annotated[int, typer.Option(help="Simulated scans to train on.", min=1)] = 2,
+    scans: Annotated[int, typer.Option(help="Simulated scans to train on.", min=1)] = 1,
     seconds: Annotated[float, typer.Option(help="Training time of each of the two.", min=1.0)] = 200.0,
-    threads: Annotated[int, typer.Option(help="CPU threads of both.", min=1)] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads of both; more pay on idle cores alone.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="File for the rows, with both curves.")] = None,
     verbose: VerboseOption = False,
@@ -32,7 +32,7 @@ def train(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ptycho_bluesky.bench.rows import table, write_report
+    from ptycho_bluesky.bench.rows import print_table, write_report
     from ptycho_bluesky.bench.train import TrainBench, run
 
     bench = TrainBench(
@@ -48,6 +48,6 @@ def train(
         rows, found = run(
             bench, lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
         )
-    Console().print(table(rows, "train"))
+    print_table(rows, "train")
     if json is not None:
         write_report(json, "train", rows, **found)
