@@ -95,8 +95,8 @@ def _search(config: Path) -> dict[str, float]:
         queue.catch_up(store)
         unpublished = book.unpublished()
         seconds = time.monotonic() - began
-    if unpublished or (waiting := queue.waiting()):
-        raise RuntimeError(f"{len(unpublished or waiting)} runs wait that were decided on")
+    if waiting := [*queue.waiting(), *unpublished]:
+        raise RuntimeError(f"{len(waiting)} runs wait that were decided on")
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seconds": seconds, "mb": (after - before) * 1024 / 1e6}
 

@@ -68,7 +68,7 @@ def make_runs(folder: Path, count: int, num_points: int, first: int = 0) -> list
                 datasets,
                 scan.image,
                 np.arange(1, num_points + 1),
-                timestamp_s=EXPOSURE_S * np.arange(num_points),
+                timestamp_s=np.asarray(EXPOSURE_S * np.arange(num_points), dtype=np.float64),
                 position_y_m=scan.position_m[:, 0],
                 position_x_m=scan.position_m[:, 1],
                 i0=scan.i0,
@@ -78,7 +78,7 @@ def make_runs(folder: Path, count: int, num_points: int, first: int = 0) -> list
 
 
 def _documents(path: Path, frames: int, geometry: dict[str, Any], pixel_m: float, scan_id: int) -> Run:
-    bundle = event_model.compose_run(
+    bundle: Any = event_model.compose_run(
         metadata={
             "plan_name": "fly_spiral_ptycho",
             "scan_id": scan_id,
@@ -107,7 +107,7 @@ def _documents(path: Path, frames: int, geometry: dict[str, Any], pixel_m: float
             "shape": [SIZE_PX, SIZE_PX] if image else [],
             "external": "STREAM:",
         }
-    stream = bundle.compose_descriptor(name="primary", data_keys=keys)
+    stream: Any = bundle.compose_descriptor(name="primary", data_keys=keys)
     documents.append(("descriptor", stream.descriptor_doc))
     for name, dataset in COLUMNS.items():
         chunk = [1, SIZE_PX, SIZE_PX] if name == "image" else [ad.COLUMN_CHUNK_ROWS]

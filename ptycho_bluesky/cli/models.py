@@ -175,7 +175,7 @@ def suggest(
     from ptycho_bluesky.workflow.suggesting import show_suggestions, suggest_models
     from ptycho_bluesky.workflow.tiled_store import TiledStore
 
-    unstated = dict.fromkeys(("energy_eV", "distance_m", "detector_pixel_m", "object_pixel_m"))
+    unstated: dict[str, float | None] = dict.fromkeys(("energy_eV", "distance_m", "detector_pixel_m", "object_pixel_m"))
     measured = read_scan(source, settings, unstated, frames)
     with TiledStore.connect(settings.tiled) as store:
         show_suggestions(suggest_models(settings, store.model_store, measured))

@@ -290,17 +290,18 @@ class LearningStages:
             return {"promote": False, "reason": NOTHING_TO_VALIDATE, "gain": 0.0, "figures": {"validation": "none"}}
         ours = job.files.model.read_bytes()
         candidate = evaluate(ours, labels, num_frames=MAX_VALIDATION_FRAMES)
-        theirs, compared = None, {"old": [], "other_regimes": []}
+        theirs: dict[str, Any] | None = None
+        old: list[Compared] = []
+        other_regimes: list[Compared] = []
         if serving is not None:
             model = Path(serving).read_bytes()
             theirs = evaluate(model, labels, num_frames=MAX_VALIDATION_FRAMES)
-            compared = {
-                name: _compare(job, ours, model, sets) for name, sets in (("old", older), ("other_regimes", foreign))
-            }
-        decision = decide(candidate, theirs, **compared, thresholds=Thresholds(**job.gate))
+            old, other_regimes = (_compare(job, ours, model, sets) for sets in (older, foreign))
+        thresholds = Thresholds(**job.gate)
+        decision = decide(candidate, theirs, old=old, other_regimes=other_regimes, thresholds=thresholds)
         record = json.loads(job.files.record.read_text())
         # One small area is noisy; the last ones together tell what a later run is measured against.
-        recent = [each.candidate for each in compared["old"][1 - REFERENCE_SETS :]] if reserved is None else []
+        recent = [each.candidate for each in old[1 - REFERENCE_SETS :]] if reserved is None else []
         reference = float(np.mean([candidate["score"], *recent]))
         record["validation"] = {
             **record.get("validation", {}),
@@ -311,7 +312,7 @@ class LearningStages:
         write_json(job.files.record, jsonable(record))
         before = candidate["constant"] if theirs is None else theirs["score"]
         gains = [candidate["score"] - before]
-        gains += [-each.loss for each in compared["old"][1 - REFERENCE_SETS :]] if reserved is None else []
+        gains += [-each.loss for each in old[1 - REFERENCE_SETS :]] if reserved is None else []
         gain = float(np.mean(gains)) if decision.promote else 0.0
         figures = {
             "validation": source,

@@ -71,8 +71,8 @@ def suggest_models(settings: Settings, models: ModelStore, measured: Measurement
 
 
 def _spread(runs: Sequence[str]) -> list[str]:
-    rows = np.unique(np.linspace(0, len(runs) - 1, min(MAX_RUNS, len(runs))).round().astype(int))
-    return [runs[k] for k in rows] if len(runs) else []
+    rows = np.unique(np.linspace(0, len(runs) - 1, min(MAX_RUNS, len(runs))).round().astype(int)).tolist()
+    return [str(runs[int(k)]) for k in rows] if len(runs) else []
 
 
 def show_suggestions(suggestions: Sequence[Suggestion], console: Console | None = None) -> None:
