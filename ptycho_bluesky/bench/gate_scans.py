@@ -127,7 +127,7 @@ class GateScans:
             position_m=rendered.position_m,
             frame_index=np.arange(n),
             unique_id=np.arange(n),
-            timestamp_s=self.time_s(scan) + exposure_s * np.arange(n),
+            timestamp_s=np.asarray(self.time_s(scan) + exposure_s * np.arange(n), dtype=np.float64),
             i0=rendered.i0,
             geometry=experiment.geometry,
             pixel_size_m=experiment.geometry.object_pixel_m,
