@@ -8,7 +8,8 @@ so the bytes of many rows are read at once here, and each row is decoded straigh
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,14 @@ import numpy as np
 from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue] - compiled
 from numpy.typing import NDArray
 
-__all__ = ["RowTable", "read_rows", "row_table"]
+__all__ = ["BlockWorkers", "RowTable", "read_rows", "row_table"]
 
 BLOSC_FILTER = 32001
 """Number of the Blosc filter in the HDF Group's registry."""
 GAP_BYTES = 32 * 1024
 """A gap that is read along. All requests are announced to the kernel at once and wait for the disk together, so that a
 larger one costs more than another request."""
-BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES = 512 * 1024
 """Bytes of one read, unless a single row is larger; they are still in the processor's cache when they are unpacked."""
 
 
@@ -85,7 +86,7 @@ def read_rows(
     tables: Mapping[str, RowTable],
     rows: NDArray[np.int64],
     out: Mapping[str, NDArray[Any]],
-    scratch: bytearray,
+    workers: BlockWorkers,
 ) -> int:
     """Read rows of several datasets of one file.
 
@@ -98,8 +99,7 @@ def read_rows(
         Strictly rising.
     out : dict of str to ndarray, shape (n, ...)
         C-contiguous; filled.
-    scratch : bytearray
-        Read into, unless a row is larger. Fresh memory would cost as much as unpacking.
+    workers : BlockWorkers
 
     Returns
     -------
@@ -124,17 +124,59 @@ def read_rows(
         part = order[begin:end]
         base = int(first[part[0]])
         blocks.append((part, base, int((first[part] + size[part]).max()) - base))
-    largest = max((length for _, _, length in blocks), default=0)
-    scratch = scratch if len(scratch) >= largest else bytearray(largest)
     for _, base, length in blocks:  # the disk reads on while the first block is unpacked
         os.posix_fadvise(descriptor, base, length, os.POSIX_FADV_WILLNEED)
-    for part, base, length in blocks:
-        block = _read(descriptor, base, length, scratch)
+
+    def unpack(block: tuple[NDArray[np.int64], int, int], scratch: bytearray) -> None:
+        part, base, length = block
+        content = _read(descriptor, base, length, scratch)
         places = zip(part.tolist(), (first[part] - base).tolist(), size[part].tolist(), strict=True)
         for number, start, packed_size in places:
             target = out[names[number // len(rows)]][number % len(rows)]
-            _decode(block[start : start + packed_size], target, bool(packed[number]))
+            _decode(content[start : start + packed_size], target, bool(packed[number]))
+
+    workers.each(unpack, blocks)
     return len(blocks)
+
+
+class BlockWorkers:
+    """Threads that read and unpack blocks, each with memory of its own: fresh memory would cost as much as unpacking.
+
+    Reading and unpacking leave the interpreter to others; still more than one pays only where cores are idle.
+
+    Parameters
+    ----------
+    num_threads : int
+        1 works in the calling thread.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads, "unpack") if num_threads > 1 else None
+        self._scratch = [bytearray(BLOCK_BYTES) for _ in range(num_threads)]
+
+    def each(self, work: Callable[[Any, bytearray], None], items: Sequence[Any]) -> None:
+        """Do work for every item, each thread every so-manyth one."""
+        if self._pool is None or len(items) < 2 * self._num_threads:
+            _each(work, items, self._scratch[0])
+            return
+        shares = [
+            self._pool.submit(_each, work, items[number :: self._num_threads], scratch)
+            for number, scratch in enumerate(self._scratch)
+        ]
+        wait(shares)
+        for share in shares:
+            share.result()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _each(work: Callable[[Any, bytearray], None], items: Sequence[Any], scratch: bytearray) -> None:
+    for item in items:
+        work(item, scratch)
 
 
 def _blocks(first: NDArray[np.int64], size: NDArray[np.int64]) -> Sequence[tuple[int, int]]:
@@ -153,7 +195,7 @@ def _blocks(first: NDArray[np.int64], size: NDArray[np.int64]) -> Sequence[tuple
 
 
 def _read(descriptor: int, offset: int, size: int, scratch: bytearray) -> memoryview:
-    view, done = memoryview(scratch)[:size], 0
+    view, done = memoryview(scratch if len(scratch) >= size else bytearray(size))[:size], 0
     while done < size:
         count = os.preadv(descriptor, [view[done:]], offset + done)
         if not count:

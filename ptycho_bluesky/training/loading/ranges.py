@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.loading.chunks import BLOCK_BYTES, RowTable, read_rows, row_table
+from ptycho_bluesky.training.loading.chunks import BlockWorkers, RowTable, read_rows, row_table
 
 __all__ = ["FrameStore", "merge_ranges"]
 
@@ -84,6 +84,8 @@ class FrameStore:
         See `merge_ranges`; of rows that are read by h5py.
     rows : ndarray of int64, optional
         Strictly rising: of all rows only these are in the store, numbered through anew.
+    num_threads : int
+        That read and unpack many rows; more than one pays only where cores are idle.
 
     Attributes
     ----------
@@ -108,6 +110,7 @@ class FrameStore:
         columns: Sequence[str] = LABEL_SET_COLUMNS,
         max_gap: int = 0,
         rows: NDArray[np.int64] | None = None,
+        num_threads: int = 1,
     ) -> None:
         if not files:
             raise InputError("no files", "a corpus holds at least one label set")
@@ -119,7 +122,7 @@ class FrameStore:
         self._tables: dict[int, dict[str, RowTable] | None] = {}
         self._open: OrderedDict[int, _Opened] = OrderedDict()
         self._closed = False
-        self._scratch = bytearray(BLOCK_BYTES)
+        self._workers = BlockWorkers(num_threads)
         self._rows = rows
         if rows is not None and len(rows) and not 0 <= rows[0] <= rows[-1] < self._first[-1]:
             raise InputError(f"rows {rows[0]} to {rows[-1]}", f"the files have {self._first[-1]}")
@@ -197,7 +200,7 @@ class FrameStore:
         tables = self._tables[number]
         try:
             if tables is not None:
-                self.calls += read_rows(opened.descriptor, tables, rows, out, self._scratch)
+                self.calls += read_rows(opened.descriptor, tables, rows, out, self._workers)
             elif opened.file is not None:
                 self._read_ranges(opened.file, rows, out)
         except (OSError, RuntimeError) as error:
@@ -242,6 +245,7 @@ class FrameStore:
     def close(self) -> None:
         """Close the files."""
         self._closed = True
+        self._workers.close()
         while self._open:
             self._open.popitem()[1].close()
 

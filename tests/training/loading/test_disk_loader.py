@@ -117,7 +117,6 @@ def test_neighbours_are_read_at_once_and_a_cut_file_is_named(tmp_path):
 @pytest.mark.parametrize("limit", [1, 500, 5000])
 def test_blocks_smaller_than_rows_and_larger(tmp_path, monkeypatch, limit):
     monkeypatch.setattr("ptycho_bluesky.training.loading.chunks.BLOCK_BYTES", limit)
-    monkeypatch.setattr("ptycho_bluesky.training.loading.ranges.BLOCK_BYTES", limit)
     value = np.random.default_rng(0).integers(0, 60000, (20, 16, 16)).astype(np.uint16)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for name in ("image", "phase_rad"):
