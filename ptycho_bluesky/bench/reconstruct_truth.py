@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ WRONG_DEFOCUS_M = 0.13e-3
 """Of the starting probe; the true one is 0.19 mm."""
 ENOUGH = 0.95
 """Phase correlation that counts as reconstructed."""
+LOOK_EVERY = 4
+"""Epochs of LSQML between two looks; where it is met, those between are looked at too."""
 
 
 def convergence_rows(points: int, size_px: int, passes: int, limit_s: float, threads: int) -> list[Row]:
@@ -68,14 +71,26 @@ def _until_enough(
     """Phase correlation that LSQML reaches, seconds of its epochs alone, and their number."""
     bench = BenchScan.of(measurement, check_probe=False)
     engine = bench.theirs(PtychiOptions(algorithm="lsqml", batch_size=BATCH))
-    spent_s, done, likeness = 0.0, 0, 0.0
+    waves: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    spent_s: list[float] = [0.0]
+
+    @cache
+    def likeness(done: int) -> float:
+        obj, probe = waves[done - 1]
+        obj, _, placed = fix_gauge(obj, probe, bench.frame, measurement.position_m)
+        return phase_likeness(obj, placed, measurement, experiment)
+
     with torch_threads(threads):
-        while likeness < ENOUGH and done < passes and spent_s < limit_s:
-            spent_s, done = spent_s + seconds(engine.run_epoch), done + 1
+        while len(waves) < passes and spent_s[-1] < limit_s:
+            spent_s.append(spent_s[-1] + seconds(engine.run_epoch))
             engine.fetch()
-            obj, _, placed = fix_gauge(engine.obj.numpy(), engine.probe.numpy(), bench.frame, measurement.position_m)
-            likeness = phase_likeness(obj, placed, measurement, experiment)
-    return likeness, spent_s, done
+            waves.append((engine.obj.numpy().copy(), engine.probe.numpy().copy()))
+            # Comparing takes as long as an epoch.
+            if len(waves) % LOOK_EVERY == 0 and likeness(len(waves)) >= ENOUGH:
+                break
+    first = max(1, len(waves) - LOOK_EVERY + 1)
+    done = next((each for each in range(first, len(waves) + 1) if likeness(each) >= ENOUGH), len(waves))
+    return likeness(done), spent_s[done], done
 
 
 def phase_likeness(obj: NDArray[Any], frame: ObjectFrame, measurement: Measurement, experiment: Experiment) -> float:
