@@ -212,7 +212,7 @@ class LabelSettings(_Section):
         default=0.65, ge=0.0, le=1.0, description="Smallest part of their variation that the reconstruction explains."
     )
     min_agreement: float = Field(
-        default=0.5, ge=0.0, le=1.0, description="Smallest correlation of the objects of two half-scans."
+        default=0.7, ge=0.0, le=1.0, description="Smallest correlation of the objects of two half-scans."
     )
     pixel_gain: float = Field(
         default=0.05,
