@@ -39,7 +39,7 @@ def star_rows(bench: BenchScan, passes: int, threads: int, picture: Path | None 
     list of Row
     """
     halves = [bench.part(np.arange(first, len(bench.scan), 2)) for first in (0, 1)]
-    theirs, ours, share = [], [], 0.0
+    theirs, ours, share, done = [], [], 0.0, 0
     for half in halves:
         with torch_threads(threads):
             engine = half.theirs(PtychiOptions(algorithm="lsqml", batch_size=BATCH))
