@@ -135,6 +135,8 @@ def makespan(
             raise
 
     thread = threading.Thread(target=work, name="bench-worker")
+    # Makes the containers that the worker listens to.
+    TiledStore.connect(settings.tiled).close()
     thread.start()
     try:
         with TiledStore.connect(settings.tiled) as store:
