@@ -71,7 +71,8 @@ def test_loop(experiment, settings, store, raw_dir):
     assert figures["epie_error_last"] < figures["epie_error_first"]
     assert figures["train_frame_updates"] >= 1900
     assert figures["ssim_serving"] is None
-    assert (decision["outcome"] == "promoted") == (figures["candidate_score"] > figures["constant_score"])
+    over_constant = figures["candidate_score"] - figures["constant_score"]
+    assert (decision["outcome"] == "promoted") == (over_constant > settings.worker.over_constant)
     record, content = store.model_store.get(decision["model_id"])
     assert record.training_runs == (scans["train"].uid,)
     assert record.stage is ModelStage(decision["outcome"])
