@@ -33,7 +33,7 @@ def workflow(
 
     from rich.console import Console
 
-    from ptycho_bluesky.bench.rows import table, write_report
+    from ptycho_bluesky.bench.rows import print_table, write_report
     from ptycho_bluesky.bench.workflow import PARTS, WorkflowBench, run
     from ptycho_bluesky.errors import InputError
 
@@ -44,6 +44,6 @@ def workflow(
     options = WorkflowBench(kills=kills, seed=seed, parts=tuple(part or PARTS))
     with Console(stderr=True).status("starting") as status:
         report = run(options, status.update)
-    Console().print(table(report.rows, "workflow"))
+    print_table(report.rows, "workflow")
     if json is not None:
         write_report(json, "workflow", report.rows, **report.extra)
