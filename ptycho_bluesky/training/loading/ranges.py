@@ -118,7 +118,8 @@ class FrameStore:
         self.shapes: Mapping[str, tuple[int, ...]]
         self.dtypes: Mapping[str, np.dtype[Any]]
         self._paths = [Path(path) for path in files]
-        self._first = np.concatenate([[0], np.cumsum([self._check(path) for path in self._paths])])
+        sizes = np.array([0, *(self._check(path) for path in self._paths)], dtype=np.int64)
+        self._first = np.cumsum(sizes)
         self._tables: dict[int, dict[str, RowTable] | None] = {}
         self._open: OrderedDict[int, _Opened] = OrderedDict()
         self._closed = False
