@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -66,7 +67,7 @@ def open_corpus(folder: Path) -> dict[str, float]:
     dict of str to float
         ``frames``; ``index_s`` until the entries are known, ``start_s`` until the first batch is there; ``before_mb``,
         ``start_mb`` and ``after_mb``: largest memory of the process until the corpus is opened, the first batch is
-        there, and `STEPS` batches were read.
+        there, and `STEPS` batches, or all there are, were read.
     """
     before_mb, began = _peak_mb(), time.perf_counter()
     corpus = Corpus(folder)
@@ -77,8 +78,8 @@ def open_corpus(folder: Path) -> dict[str, float]:
     batches = iter(DiskLoader(store, schedule, read_ahead=1))
     next(batches)
     start_s, start_mb = time.perf_counter() - began, _peak_mb()
-    for _ in range(STEPS - 1):
-        next(batches)
+    for _ in islice(batches, STEPS - 1):
+        pass
     after_mb = _peak_mb()
     return {
         "frames": float(len(store)),
