@@ -140,9 +140,8 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     return out
 
 
-def print_table(rows: Iterable[Row], title: str = "") -> None:
-    """Print the table to standard output; into a file or pipe it is as wide as it needs."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, FILE_COLUMNS))
-    console.print(table(list(rows), title))
+def print_table(rows: Iterable[Row], title: str = "", console: Console | None = None) -> None:
+    """Print the table to standard output, or a console; into a file or pipe it is as wide as it needs."""
+    console = console or Console()
+    width = console.width if console.is_terminal else max(console.width, FILE_COLUMNS)
+    console.print(table(list(rows), title), width=width, crop=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ptycho_bluesky.bench.rows import table
+from ptycho_bluesky.bench.rows import print_table
 from ptycho_bluesky.demo import recorded, report, simulated
 from ptycho_bluesky.demo.display import Display
 from ptycho_bluesky.demo.facility import Facility
@@ -52,7 +52,7 @@ def run_demo(options: DemoOptions, console: Console) -> Path:
             result = demo.run(facility)
             result.add_stage("total", time.monotonic() - begun)
             page = _report(options, result, facility)
-            console.print(table(rows(result), result.title))
+            print_table(rows(result), result.title, console)
             if options.keep:
                 _wait_for_interrupt(facility, console, page)
     return page

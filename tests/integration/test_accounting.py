@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Ten scans by real processes: some three minutes on two idle cores, more on busy ones.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 POINTS = 400
 SCENARIOS = (

@@ -15,6 +15,7 @@ import pytest
 from ptycho_bluesky.training.corpus import Corpus
 
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
+LIMITS = {"float32": 1e-5, "float64": 1e-12}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -49,42 +50,40 @@ def difference(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-5), ("float64", 1e-12)])
-def test_two_ranks_equal_one(folder, tmp_path, precision, limit):
-    changes = [f"precision={precision}", "thin_to=0.5"]
+@pytest.mark.parametrize(
+    "changes",
+    [("precision=float32,float64", "thin_to=0.5"), ("precision=float64", "buffer_frames=40", "rehearsal_frames=50")],
+    ids=["memory", "disk"],
+)
+def test_two_ranks_learn_what_one_learns(folder, tmp_path, changes):
     processes = [
-        start([sys.executable], folder, tmp_path / "one.npz", *changes),
-        start(TORCHRUN, folder, tmp_path / "two.npz", *changes),
+        start([sys.executable], folder, tmp_path / "one", *changes),
+        start(TORCHRUN, folder, tmp_path / "two", *changes),
     ]
     for process in processes:
         finish(process)
-    assert difference(tmp_path / "one.npz", tmp_path / "two.npz") <= limit
-
-
-@pytest.mark.slow
-def test_two_ranks_read_a_corpus_from_disk_and_learn_what_one_learns(folder, tmp_path):
-    changes = ["precision=float64", "buffer_frames=40", "rehearsal_frames=50"]
-    for name, command in (("one", [sys.executable]), ("two", TORCHRUN)):
-        finish(start(command, folder, tmp_path / f"{name}.npz", *changes))
-    assert difference(tmp_path / "one.npz", tmp_path / "two.npz") <= 1e-12
+    for precision, limit in LIMITS.items():
+        if precision in changes[0]:
+            one, two = (tmp_path / f"{name}.{precision}.npz" for name in ("one", "two"))
+            assert difference(one, two) <= limit
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [[sys.executable], TORCHRUN], ids=["one", "two"])
 def test_killed_at_any_step_it_goes_on_with_the_same_curve(folder, tmp_path, command):
-    whole, killed = tmp_path / "whole.npz", tmp_path / "killed.npz"
-    finish(start(command, folder, whole, "precision=float32"))
-    checkpoint = Path(f"{killed}.checkpoint") / "training.pt"
-    process = start(command, folder, killed, "precision=float32")
+    finish(start(command, folder, tmp_path / "whole", "precision=float32"))
+    whole, killed = tmp_path / "whole.float32.npz", tmp_path / "killed.float32.npz"
+    checkpoint = tmp_path / "killed.float32.checkpoint" / "training.pt"
+    process = start(command, folder, tmp_path / "killed", "precision=float32")
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(float(np.random.default_rng().uniform(0, 0.1)))
-    os.kill(int(Path(f"{killed}.pid0").read_text()), signal.SIGKILL)  # torchrun then ends the other one
+    os.kill(int((tmp_path / "killed.pid0").read_text()), signal.SIGKILL)  # torchrun then ends the other one
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert not killed.exists(), "it ended before it was killed"
-    finish(start(command, folder, killed, "precision=float32"))
+    finish(start(command, folder, tmp_path / "killed", "precision=float32"))
     assert difference(whole, killed) == 0.0
-    curves = [Path(f"{path}.log") / "curve.csv" for path in (whole, killed)]
+    curves = [path.with_suffix(".log") / "curve.csv" for path in (whole, killed)]
     assert curves[0].read_text() == curves[1].read_text()

@@ -40,6 +40,9 @@ from ptycho_bluesky.workflow.watch import ContainerWatch
 from ptycho_bluesky.workflow.worker import Worker
 
 
+pytestmark = pytest.mark.slow  # together: each test talks to Tiled for seconds
+
+
 class QuickStages:
     """Stages that leave products of the right kind and compute nothing; each call is noted."""
 
