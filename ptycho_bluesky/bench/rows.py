@@ -143,5 +143,6 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
 def print_table(rows: Iterable[Row], title: str = "", console: Console | None = None) -> None:
     """Print the table to standard output, or a console; into a file or pipe it is as wide as it needs."""
     console = console or Console()
-    width = console.width if console.is_terminal else max(console.width, FILE_COLUMNS)
-    console.print(table(list(rows), title), width=width, crop=False)
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, FILE_COLUMNS))
+    console.print(table(list(rows), title))

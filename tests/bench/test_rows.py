@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 from rich.console import Console
 
-from ptycho_bluesky.bench.rows import Row, table, write_report
+from ptycho_bluesky.bench.rows import Row, print_table, table, write_report
 
 
 @pytest.mark.parametrize(("better", "ours", "baseline", "ratio"), [("higher", 4.0, 2.0, 2.0), ("lower", 2.0, 4.0, 2.0)])
@@ -37,6 +38,12 @@ def test_report_is_strict_json_with_every_key(tmp_path):
 
 def test_table_has_a_line_a_row():
     assert table([Row("m", "s", "lower", 1.0), Row("n", "1", "higher", 1.0, 0.5, "b", 2.0)]).row_count == 2
+
+
+def test_in_a_file_a_table_is_as_wide_as_it_needs():
+    file = io.StringIO()
+    print_table([Row("a_metric_with_a_long_name_" * 3, "s", "lower", 1.0, 2.0, "other", 3.0)], "t", Console(file=file))
+    assert "a_metric_with_a_long_name_" * 3 in file.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 120])
