@@ -39,7 +39,6 @@ from ptycho_bluesky.workflow.tiled_store import TiledStore
 from ptycho_bluesky.workflow.watch import ContainerWatch
 from ptycho_bluesky.workflow.worker import Worker
 
-
 pytestmark = pytest.mark.slow  # together: each test talks to Tiled for seconds
 
 
