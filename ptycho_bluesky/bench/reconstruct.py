@@ -19,6 +19,7 @@ from typing import Any
 from ptycho_bluesky.bench.reconstruct_scan import BenchScan
 from ptycho_bluesky.bench.reconstruct_speed import sequential_row, speed_rows
 from ptycho_bluesky.bench.reconstruct_star import star_rows
+from ptycho_bluesky.bench.reconstruct_stream import stream_rows
 from ptycho_bluesky.bench.reconstruct_truth import convergence_rows
 from ptycho_bluesky.bench.reconstruct_warm import warm_rows
 from ptycho_bluesky.bench.reconstruct_workers import worker_rows
@@ -56,6 +57,8 @@ class ReconstructBench:
         Of LSQML on each half of the scan; ours has the time that they took.
     warm_points : int
         Frames of the simulated scan that is begun warm and cold.
+    stream_points : int
+        Frames of the simulated scan that is reconstructed while they come.
     budget_s : float
         No part begins later than this: on busy cores the last ones are left out, with a warning.
     picture : path, optional
@@ -73,6 +76,7 @@ class ReconstructBench:
     worker_rounds: int = 2
     star_passes: int = 15
     warm_points: int = 240
+    stream_points: int = 480
     budget_s: float = 420.0
     picture: Path | None = None
 
@@ -158,6 +162,7 @@ def _parts(bench: BenchScan, options: ReconstructBench) -> dict[str, Callable[[]
             options.convergence_points, options.convergence_px, options.convergence_passes,
             options.convergence_limit_s, options.threads,
         ),
+        "while the scan runs": lambda: stream_rows(options.stream_points),
         "warm start": lambda: warm_rows(options.warm_points),
         "sharpness of two half-scans": lambda: star_rows(
             bench, options.star_passes, options.threads, options.picture

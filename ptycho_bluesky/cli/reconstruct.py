@@ -54,6 +54,15 @@ def command(
             "cost as many passes over all frames. 0: none.",
         ),
     ] = 20,
+    follow: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="Reconstruct while the detector's file grows, drawing the image so far, until its writer closes it "
+            "or, after the first frames, nothing has come for so many seconds. 0: the scan is there.",
+        ),
+    ] = 0.0,
     warm_start: Annotated[
         str | None,
         typer.Option(
@@ -101,6 +110,8 @@ def command(
 
     Example: [cyan]ptycho-bluesky reconstruct run.h5 --warm-start model.onnx --labels labels.h5 --out run.h5[/]
 
+    Example: [cyan]ptycho-bluesky reconstruct run.h5 --follow 60 --out object.h5[/] (while it is measured)
+
     Several processes share the work of the engine cg when torchrun starts them:
     [cyan]torchrun --nproc-per-node 2 --no-python ptycho-bluesky reconstruct run.h5 --engine cg --out run-cg.h5[/]
     """
@@ -116,10 +127,7 @@ def command(
     )
     from rich.console import Console
 
-    from ptycho_bluesky.io import write_reconstruction
     from ptycho_bluesky.reconstruction import engine_options
-    from ptycho_bluesky.reconstruction.half_scans import stored_agreement
-    from ptycho_bluesky.reconstruction.pictures import draw
     from ptycho_bluesky.reconstruction.workers import joined_workers
 
     stated_options = {
@@ -138,13 +146,21 @@ def command(
         "detector_pixel_m": detector_pixel_m,
         "object_pixel_m": object_pixel_m,
     }
+    console = Console(stderr=True)
+    if follow:
+        from ptycho_bluesky.cli.follow import followed
+
+        _refuse_beside_follow(limit=limit, calibration=calibration, warm_start=warm_start, resume=resume,
+                              checkpoint=checkpoint, labels=labels, holdout=holdout)  # fmt: skip
+        measurement, result = followed(source, options, settings, stated, follow, out, console, picture=picture)
+        _finish(measurement, result, options, out, half_scans, console, picture=picture, source=source)
+        return
     measurement = read_scan(source, settings, stated, limit, calibration)
     start = None
     if warm_start is not None:
         from ptycho_bluesky.cli.known_image import read_warm_start
 
         start = read_warm_start(warm_start, source, measurement, options, settings)
-    console = Console(stderr=True)
     with joined_workers() as workers:
         console.quiet = workers.rank > 0
         result = _reconstruct(
@@ -152,16 +168,56 @@ def command(
         )
     if workers.rank > 0:
         return
+    result = _finish(
+        measurement, result, options, out, half_scans, console, picture=picture, source=source, pixel=labels is not None
+    )
+    if labels is not None:
+        _write_labels(labels, measurement, result, settings, console)
+
+
+def _refuse_beside_follow(**given: object) -> None:
+    """Fail where an option that needs the whole scan stands beside --follow.
+
+    Raises
+    ------
+    InputError
+        One does.
+    """
+    from ptycho_bluesky.errors import InputError
+
+    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if named:
+        raise InputError(
+            f"{', '.join(named)} beside --follow", "they need the whole scan", "reconstruct it again when it is over"
+        )
+
+
+def _finish(
+    measurement: Measurement,
+    result: Reconstruction,
+    options: EngineOptions,
+    out: Path,
+    half_scans: int,
+    console: Console,
+    *,
+    picture: bool,
+    source: str,
+    pixel: bool = False,
+) -> Reconstruction:
+    """Compare two half-scans, write product and picture, and say what came out."""
+    from ptycho_bluesky.io import write_reconstruction
+    from ptycho_bluesky.reconstruction.half_scans import stored_agreement
+    from ptycho_bluesky.reconstruction.pictures import draw
+
     result = _with_provenance(result, {"source": {"name": source, **measurement.metadata}})
     if half_scans:
-        result = _with_evidence(measurement, result, options, half_scans, console, pixel=labels is not None)
+        result = _with_evidence(measurement, result, options, half_scans, console, pixel=pixel)
     write_reconstruction(out, result)
     if picture:
         draw(result, out.with_suffix(".png"), stored_agreement(result))
     console.print(_summary(result), highlight=False)
     typer.echo(out)
-    if labels is not None:
-        _write_labels(labels, measurement, result, settings, console)
+    return result
 
 
 def _holdout(stated: float | None, labels: Path | None, half_scans: int, settings: Settings) -> float:
@@ -184,14 +240,15 @@ def _holdout(stated: float | None, labels: Path | None, half_scans: int, setting
 def _summary(result: Reconstruction) -> str:
     from ptycho_bluesky.reconstruction.half_scans import stored_agreement
 
-    seconds = result.provenance["duration_s"]
-    passes = len(result.error)
-    rate = passes * len(result.position_m) / seconds
+    seconds, frames = result.provenance["duration_s"], len(result.position_m)
+    updates = result.provenance.get("frame_updates", len(result.error) * frames)
     text = (
-        f"{len(result.position_m)} frames, {passes} passes in {seconds:.1f} s "
-        f"({rate:.0f} frame-updates/s)\nerror {result.error[0]:.4g} → {result.error[-1]:.4g}; "
+        f"{frames} frames, {updates / frames:.0f} passes in {seconds:.1f} s "
+        f"({updates / seconds:.0f} frame-updates/s)\nerror {result.error[0]:.4g} → {result.error[-1]:.4g}; "
         f"probe from: {result.provenance['probe_start']}"
     )
+    if result.provenance.get("followed"):
+        text += f"\nfollowed while it was measured: first image after {result.provenance['first_image_frames']} frames"
     rings = stored_agreement(result)
     if rings is None:
         return text

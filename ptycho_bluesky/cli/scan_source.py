@@ -25,6 +25,7 @@ __all__ = [
     "check_output",
     "detector_scan",
     "is_file",
+    "is_waited_for",
     "read_model",
     "read_scan",
 ]
@@ -75,6 +76,23 @@ def is_file(source: str) -> bool:
     if Path(source).suffix or "/" in source:
         raise InputError(f"file {source}", "it does not exist", "check the path, or give the uid of a run")
     return False
+
+
+def is_waited_for(source: str) -> None:
+    """Fail where a source cannot become a file that grows.
+
+    Raises
+    ------
+    InputError
+        Its folder does not exist: it is the uid of a run, or a path with a mistake.
+    """
+    from ptycho_bluesky.errors import InputError
+
+    path = Path(source)
+    if not path.exists() and (not path.suffix or not path.parent.is_dir()):
+        raise InputError(
+            f"file {source}", "a growing file, or one that is about to be made, is followed", "give the detector's file"
+        )
 
 
 def read_scan(

@@ -1,5 +1,6 @@
 """Readers and writers of files, one module a format."""
 
+from ptycho_bluesky.io.growing_file import GrowingFile
 from ptycho_bluesky.io.measurement import read_measurement, validate_measurement
 from ptycho_bluesky.io.products import (
     InferenceWriter,
@@ -10,6 +11,7 @@ from ptycho_bluesky.io.products import (
 )
 
 __all__ = [
+    "GrowingFile",
     "InferenceWriter",
     "StoredInference",
     "read_inference",

@@ -27,6 +27,7 @@ __all__ = [
     "DETECTOR",
     "FRAMES",
     "I0",
+    "NO_ID",
     "POSITION_X",
     "POSITION_Y",
     "TIMESTAMP",
@@ -63,6 +64,7 @@ BEAM = "/entry/instrument/beam"
 COLUMNS = {"timestamp_s": TIMESTAMP, "position_y_m": POSITION_Y, "position_x_m": POSITION_X, "i0": I0}
 """Float columns by the name under which `append_rows` and documents know them."""
 NO_ID = -1
+"""Unique id of a row that was made but never written."""
 COLUMN_CHUNK_ROWS = 1024
 
 

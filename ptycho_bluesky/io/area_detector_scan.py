@@ -32,8 +32,9 @@ def read_area_detector(
     centre_px: tuple[int, int] | None = None,
     detector: DetectorSettings | None = None,
     orientation: str | None = None,
+    first_row: int = 0,
 ) -> RawScan:
-    """Read a whole scan.
+    """Read a whole scan, or what has come to a growing one.
 
     Parameters
     ----------
@@ -51,11 +52,14 @@ def read_area_detector(
         Centre, region, mask and saturation, as calibrated; ``centre_px`` wins.
     orientation : str, optional
         As calibrated; by default the file's.
+    first_row : int
+        Rows of the file before it are passed over.
 
     Returns
     -------
     RawScan
         ``metadata["unclosed"]`` is True, with ``rows_read``, where the file was not closed: it is cut there, or grows.
+        ``metadata["next_row"]`` is where a later reading goes on.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def read_area_detector(
     """
     unclosed = is_unclosed(path)
     with open_file(path) as file:
-        rows, column, position = _rows_and_positions(file, limit, position_datasets)
+        rows, column, position = _rows_and_positions(file, limit, position_datasets, first_row)
         geometry = read_geometry(file)
         shape = dataset(file, FRAMES).shape
         content = _canonical_content(detector, centre_px, shape[1:])
@@ -74,12 +78,14 @@ def read_area_detector(
         orientation = "identity" if geometry is None else geometry.orientation
     # Positions belong to the canonical frame already; only the detector's pixels may be turned.
     canonical = Canonical.from_run({"canonical": content, "geometry": {"orientation": orientation}}, shape[1:])
-    metadata: dict[str, Any] = {"format": "areaDetector NeXus"}
+    metadata: dict[str, Any] = {"format": "areaDetector NeXus", "next_row": int(rows.max(initial=first_row - 1)) + 1}
     if canonical.shape != tuple(shape[1:]):
         metadata |= {"cut_from": list(shape[1:]), "cut_centre_px": list(canonical.centre_px)}
     if unclosed:
         metadata |= {"unclosed": True, "rows_read": len(rows)}
-        logger.warning("%s was not closed by its writer: read to its last flush, %d rows", path, len(rows))
+        # Who reads a growing scan again and again is not told each time.
+        level = logging.DEBUG if first_row else logging.WARNING
+        logger.log(level, "%s was not closed by its writer: read to its last flush, %d rows", path, len(rows))
     return RawScan(
         canonical_frames(FramesOnDemand(path, FRAMES, rows, canonical=canonical)),
         position,
@@ -106,9 +112,9 @@ def _canonical_content(
 
 
 def _rows_and_positions(
-    file: h5py.File, limit: int | None, names: tuple[str, str] | None
+    file: h5py.File, limit: int | None, names: tuple[str, str] | None, first: int
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]], NDArray[np.float64]]:
-    """Rows to read, the columns of these rows, and the positions of frames 0 and on."""
+    """Rows to read, the columns of these rows, and the positions of these frames."""
     missing = [name for name in (UNIQUE_ID, *COLUMNS.values()) if not has_dataset(file, name)]
     if missing and names is None:
         raise InputError(
@@ -117,12 +123,13 @@ def _rows_and_positions(
             "name the datasets of the positions",
         )
     if missing:
-        rows = np.arange(dataset(file, FRAMES).shape[0], dtype=np.int64)[:limit]
+        rows = np.arange(first, dataset(file, FRAMES).shape[0], dtype=np.int64)[:limit]
         column: dict[str, NDArray[Any]] = {}
     else:
         available = num_rows(file)
-        column, written = read_columns(file, slice(0, available if limit is None else min(limit, available)))
-        rows = np.flatnonzero(written)
+        stop = available if limit is None else min(first + limit, available)
+        column, written = read_columns(file, slice(min(first, available), stop))
+        rows = min(first, available) + np.flatnonzero(written)
     if names is None:
         return rows, column, column["position_m"]
     position = _named_positions_m(file, names)

@@ -37,6 +37,8 @@ def read_measurement(
     centre_px: tuple[int, int] | None = None,
     detector: DetectorSettings | None = None,
     orientation: str | None = None,
+    first_row: int = 0,
+    all_placed: bool = True,
 ) -> Measurement:
     """Read a scan: CXI, NXcxi_ptycho, areaDetector NeXus, tike's or PtychoNN's ``.npz`` (also ``.npz.bz2``).
 
@@ -62,6 +64,11 @@ def read_measurement(
         Centre, region, mask and saturation of an areaDetector file, as calibrated.
     orientation : str, optional
         Orientation of an areaDetector file, as calibrated; by default what the file states.
+    first_row : int
+        Rows of an areaDetector file that are passed over: what came to a growing scan since it was read last, when
+        ``metadata["next_row"]`` said where to go on.
+    all_placed : bool
+        Whether a frame without position is an error.
 
     Returns
     -------
@@ -80,12 +87,12 @@ def read_measurement(
     stated = StatedGeometry(energy_eV, distance_m, detector_pixel_m, object_pixel_m)
     if len(position_signs) != 2 or not set(position_signs) <= {1, -1}:
         raise InputError(f"position_signs = {position_signs}", "each is 1 or -1, y first")
-    raw = _reader(path, position_datasets, centre_px, detector, orientation)(path, limit)
+    raw = _reader(path, position_datasets, centre_px, detector, orientation, first_row)(path, limit)
     if position_signs != (1, 1):
         metadata = {**raw.metadata, "position_signs": list(position_signs)}
         raw = replace(raw, position=raw.position * np.array(position_signs), metadata=metadata)
     measurement = assemble(raw, stated, run_uid=path.name)
-    validate_measurement(measurement)
+    validate_measurement(measurement, all_placed=all_placed)
     return measurement
 
 
@@ -95,6 +102,7 @@ def _reader(
     centre_px: tuple[int, int] | None,
     detector: DetectorSettings | None,
     orientation: str | None,
+    first_row: int,
 ) -> Callable[[Path, int | None], RawScan]:
     if not path.is_file():
         raise InputError(f"file {path}", "it does not exist", "check the path")
@@ -102,15 +110,17 @@ def _reader(
         signature = stream.read(len(HDF5_SIGNATURE))
     if signature == HDF5_SIGNATURE:
         with open_file(path) as file:
-            if is_cxi(file):
+            if is_cxi(file) and not first_row:
                 return lambda p, limit: read_cxi(p, limit, centre_px)
             if has_dataset(file, FRAMES):
                 return lambda p, limit: read_area_detector(
-                    p, limit, position_datasets, centre_px, detector, orientation
+                    p, limit, position_datasets, centre_px, detector, orientation, first_row
                 )
         raise InputError(
             f"{path}", f"an HDF5 scan has its frames in {FRAMES} or /entry_1/data_1/data", "check the file's layout"
         )
+    if first_row:
+        raise InputError(f"rows of {path} from {first_row} on", "only an areaDetector file grows", "read it whole")
     if signature[:2] == b"PK" or path.suffix in (".npz", ".bz2"):
         return read_npz
     raise InputError(
@@ -118,12 +128,14 @@ def _reader(
     )
 
 
-def validate_measurement(measurement: Measurement) -> None:
+def validate_measurement(measurement: Measurement, *, all_placed: bool = True) -> None:
     """Check that a measurement can be one.
 
     Parameters
     ----------
     measurement : Measurement
+    all_placed : bool
+        Whether every position must be finite.
 
     Raises
     ------
@@ -136,7 +148,7 @@ def validate_measurement(measurement: Measurement) -> None:
         raise InputError(f"frames of shape {shape}", "a scan is a stack of square images (n, N, N)")
     if shape[0] == 0:
         raise InputError("no frames", "a scan has at least one")
-    _check_positions(measurement, shape[0])
+    _check_positions(measurement, shape[0], all_placed)
     for name in ("frame_index", "unique_id", "timestamp_s", "i0"):
         if np.shape(getattr(measurement, name)) != (shape[0],):
             raise InputError(f"{name} of shape {np.shape(getattr(measurement, name))}", f"there are {shape[0]} frames")
@@ -153,7 +165,7 @@ def validate_measurement(measurement: Measurement) -> None:
         _check_counts(measurement, start, min(start + CHECKED_FRAMES, shape[0]))
 
 
-def _check_positions(measurement: Measurement, num_frames: int) -> None:
+def _check_positions(measurement: Measurement, num_frames: int, all_placed: bool) -> None:
     position = np.asarray(measurement.position_m)
     if position.ndim != 2 or position.shape[1:] != (2,):
         raise InputError(f"positions of shape {position.shape}", "a position is (y, x), one row a frame")
@@ -164,7 +176,7 @@ def _check_positions(measurement: Measurement, num_frames: int) -> None:
             "give the missing positions, or read fewer frames with --limit",
         )
     bad = np.flatnonzero(~np.isfinite(position).all(axis=1))
-    if len(bad):
+    if len(bad) and all_placed:
         raise InputError(
             f"{len(bad)} of {num_frames} positions are not finite, first that of frame {bad[0]}",
             "a frame without position is not used",

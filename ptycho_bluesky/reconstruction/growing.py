@@ -48,6 +48,8 @@ class GrowingReconstruction:
     ----------
     excluded : dict
         Frames that were not taken, by reason.
+    frames : ndarray of int64, shape (n,)
+        Those that were taken, numbered from 0 in the order in which all were offered.
     """
 
     def __init__(
@@ -70,13 +72,16 @@ class GrowingReconstruction:
         self._frame: ObjectFrame | None = None
         self._engine: Pie | None = None
         self._rng = np.random.default_rng(self.options.seed)
-        self.excluded = {"no position": 0, "outlier": 0}
+        self._beam = float("nan")
+        self._offered = 0
+        self.frames = np.empty(0, dtype=np.int64)
+        self.excluded = {"no position": 0, "outlier": 0, "no intensity monitor": 0}
 
     def __len__(self) -> int:
         """Number of frames taken."""
         return len(self._position_m)
 
-    def append(self, image: ArrayLike, position_m: ArrayLike) -> int:
+    def append(self, image: ArrayLike, position_m: ArrayLike, i0: ArrayLike | None = None) -> int:
         """Take frames.
 
         Parameters
@@ -84,12 +89,15 @@ class GrowingReconstruction:
         image : array-like of counts, shape (b, N, N)
             Zero frequency at ``[N//2, N//2]``; b may be 0.
         position_m : array-like of float, shape (b, 2)
+        i0 : array-like of float, shape (b,), optional
+            Beam monitor; counts are brought to the beam of the first frames that have one, unless the options say not
+            to (``normalise_i0``). NaN for all of a scan without monitor.
 
         Returns
         -------
         int
-            How many were taken; frames without position, or so far away that the object would pass `MAX_SIDE_PX`, are
-            counted in ``excluded`` instead.
+            How many were taken; frames without position, without monitor where others have one, or so far away that
+            the object would pass `MAX_SIDE_PX`, are counted in ``excluded`` instead.
 
         Raises
         ------
@@ -104,10 +112,14 @@ class GrowingReconstruction:
                 f"frames of shape {counts.shape} at {len(position)} positions",
                 f"both (b, …), frames of {size} × {size}",
             )
-        keep = self._acceptable(position)
+        scale = self._beam_scale(len(position), i0)
+        keep = self._acceptable(position, np.isfinite(scale))
+        self.frames = np.concatenate([self.frames, self._offered + np.flatnonzero(keep)])
+        self._offered += len(keep)
         if not keep.any():
             return 0
-        frames = torch.from_numpy(counts[keep].astype(np.float64)).to(self._amplitude.dtype)
+        brought = counts[keep].astype(np.float64) * scale[keep, None, None]
+        frames = torch.from_numpy(brought).to(self._amplitude.dtype)
         amplitude = torch.fft.ifftshift(frames, dim=(-2, -1)).clamp_(min=0).sqrt_()
         if self._trusted is not None:
             amplitude *= self._trusted
@@ -117,7 +129,26 @@ class GrowingReconstruction:
         self._rebuild()
         return int(keep.sum())
 
-    def _acceptable(self, position: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def _beam_scale(self, count: int, i0: ArrayLike | None) -> NDArray[np.float64]:
+        """Factor (count,) that takes counts to the beam of the first frames; NaN where the monitor says nothing."""
+        beam = np.full(count, np.nan) if i0 is None else np.asarray(i0, dtype=np.float64)
+        good = np.isfinite(beam) & (beam > 0)
+        if not self.options.normalise_i0 or not (good.any() or np.isfinite(self._beam)):
+            return np.ones(count)
+        if not np.isfinite(self._beam):
+            self._beam = float(beam[good].mean())
+        return np.where(good, self._beam / np.where(good, beam, 1.0), np.nan)
+
+    def _acceptable(self, position: NDArray[np.float64], monitored: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        self.excluded["no intensity monitor"] += int((~monitored).sum())
+        position = position[monitored]
+        keep = monitored.copy()
+        keep[monitored] = self._placed(position)
+        if not keep.all():
+            logger.warning("frames not taken: %s", {name: count for name, count in self.excluded.items() if count})
+        return keep
+
+    def _placed(self, position: NDArray[np.float64]) -> NDArray[np.bool_]:
         finite = np.asarray(np.isfinite(position).all(axis=1))
         keep = np.array(finite)
         if finite.any():
@@ -127,8 +158,6 @@ class GrowingReconstruction:
             keep[finite] = (np.abs(position[finite] - middle) < reach).all(axis=1)
         self.excluded["no position"] += int((~finite).sum())
         self.excluded["outlier"] += int((finite & ~keep).sum())
-        if not keep.all():
-            logger.warning("frames not taken: %s", self.excluded)
         return keep
 
     def _rebuild(self) -> None:

@@ -63,7 +63,7 @@ def test_empty_single_and_unplaced_frames(scan):
     assert engine.append(image[:1], position[:1]) == 1
     engine.work(5)
     assert engine.append(image[1:3], [[np.nan, 0.0], [1.0, 0.0]]) == 0
-    assert engine.excluded == {"no position": 1, "outlier": 1}
+    assert engine.excluded == {"no position": 1, "outlier": 1, "no intensity monitor": 0}
     assert engine.append(image[3:9], position[3:9]) == 6
     engine.work(60)
     assert engine.error() < 0.1
