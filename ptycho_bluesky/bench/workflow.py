@@ -11,7 +11,7 @@ from typing import Any
 
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.bench.workflow_catalogue import startup
-from ptycho_bluesky.bench.workflow_kills import survive
+from ptycho_bluesky.bench.workflow_kills import KillReport, survive
 from ptycho_bluesky.bench.workflow_latency import Latencies, handoff, handover
 from ptycho_bluesky.bench.workflow_makespan import PAPER_STAGES_S, modelled, real
 from ptycho_bluesky.bench.workflow_runs import make_runs
@@ -87,7 +87,11 @@ def settings_in(folder: Path) -> Settings:
     )
 
 
-def run(options: WorkflowBench, status: Callable[[str], None] = lambda _: None) -> WorkflowReport:
+def run(
+    options: WorkflowBench,
+    status: Callable[[str], None] = lambda _: None,
+    save: Callable[[WorkflowReport], None] = lambda _: None,
+) -> WorkflowReport:
     """Run the bench.
 
     Parameters
@@ -95,9 +99,12 @@ def run(options: WorkflowBench, status: Callable[[str], None] = lambda _: None) 
     options : WorkflowBench
     status : callable, optional
         Told what is being done.
+    save : callable, optional
+        Given the report as far as it has got, after each part and each kill.
     """
     rows: list[Row] = []
     extra: dict[str, Any] = {"options": asdict(options), "stages_s": PAPER_STAGES_S, "simulated": True}
+    report = WorkflowReport(rows, extra)
     with tempfile.TemporaryDirectory(prefix="bench-workflow-") as name:
         folder = Path(name)
         settings = settings_in(folder / "served")
@@ -108,11 +115,20 @@ def run(options: WorkflowBench, status: Callable[[str], None] = lambda _: None) 
                 for part in ("modelled", "real", "handoff", "handover"):
                     if part in options.parts:
                         rows += getattr(bench, part)()
+                        save(report)
         if "catalogue" in options.parts:
             rows += _catalogue(options, folder / "catalogue", status, extra)
+            save(report)
         if "kills" in options.parts and options.kills:
-            rows += _kills(options, folder / "killed", status, extra)
-    return WorkflowReport(rows, extra)
+
+            def show(found: KillReport) -> None:
+                save(WorkflowReport([*rows, *_kill_rows(options, found)], extra | {"kills": asdict(found)}))
+
+            found = _kills(options, folder / "killed", status, show)
+            rows += _kill_rows(options, found)
+            extra["kills"] = asdict(found)
+            save(report)
+    return report
 
 
 class _Served:
@@ -202,16 +218,25 @@ def _catalogue(options: WorkflowBench, folder: Path, status: Callable[[str], Non
     ]
 
 
-def _kills(options: WorkflowBench, folder: Path, status: Callable[[str], None], extra: dict[str, Any]) -> list[Row]:
+def _kills(
+    options: WorkflowBench, folder: Path, status: Callable[[str], None], show: Callable[[KillReport], None]
+) -> KillReport:
     settings = settings_in(folder)
     settings.reconstruct.iterations = 10
     settings.train.frames_per_scan = 1000
     settings.worker.catch_up_period_s = 10.0
-    report = survive(settings, options.kills, options.seed, status)
-    extra["kills"] = asdict(report)
-    return [
+    return survive(settings, options.kills, options.seed, status, show)
+
+
+def _kill_rows(options: WorkflowBench, report: KillReport) -> list[Row]:
+    rows = [
         Row("kills", "1", "higher", len(report.kills), target=options.kills),
         Row("runs_taken", "1", "higher", report.runs),
-        Row("runs_lost", "1", "lower", len(report.lost), target=0),
-        Row("runs_duplicated", "1", "lower", len(report.duplicated), target=0),
     ]
+    if report.counted:
+        rows += [
+            Row("runs_promoted", "1", "higher", report.outcomes.get("promoted", 0)),
+            Row("runs_lost", "1", "lower", len(report.lost), target=0),
+            Row("runs_duplicated", "1", "lower", len(report.duplicated), target=0),
+        ]
+    return rows

@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,10 @@ class KillReport:
         Runs that stand twice in the corpus or in a model's training, or frames that do.
     outcomes : dict
     seconds : float
+    ended : str
+        Why the kills ended before all were done, "" otherwise.
+    counted : bool
+        Whether lost and duplicated runs were looked for.
     """
 
     kills: list[dict[str, Any]] = field(default_factory=list)
@@ -56,6 +60,8 @@ class KillReport:
     duplicated: list[str] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    ended: str = ""
+    counted: bool = False
 
 
 class Facility:
@@ -118,9 +124,15 @@ class Facility:
 
 
 def survive(
-    settings: Settings, kills: int, seed: int = 0, status: Callable[[str], None] = lambda _: None
+    settings: Settings,
+    kills: int,
+    seed: int = 0,
+    status: Callable[[str], None] = lambda _: None,
+    show: Callable[[KillReport], None] = lambda _: None,
 ) -> KillReport:
     """Take scans while processes are killed at random moments, then let everything drain and count.
+
+    Ctrl-C, and a process that does not come back, end the kills; what was taken until then is drained and counted.
 
     Parameters
     ----------
@@ -130,34 +142,59 @@ def survive(
         How many; targets take turns in random order.
     seed : int
     status : callable, optional
+        Told what is being done.
+    show : callable, optional
+        Given the report as far as it has got, after each kill.
 
     Raises
     ------
     UnreachableError
-        A process did not come back.
+        The processes could not be started.
     """
-    rng, report, began = random.Random(seed), KillReport(), time.monotonic()
-    facility, runs = Facility(settings), []
-    targets = [target for _ in range(-(-kills // len(TARGETS))) for target in rng.sample(TARGETS, len(TARGETS))]
-    facility.start()
+    report, began = KillReport(), time.monotonic()
+    facility, runs = Facility(settings), list[Run]()
+    status("Tiled, writer and worker start")
     try:
-        while len(report.kills) < kills:
-            _feed(settings, runs)
-            time.sleep(rng.uniform(*PAUSE_S))
-            target = targets[len(report.kills)]
-            if target == "trainer":
-                _wait(lambda: "train" in _stages(settings, runs), STAGE_WAIT_S, lambda: _feed(settings, runs))
-            stages = _stages(settings, runs)
-            if facility.kill(target):
-                report.kills.append({"target": target, "stages": stages, "after_s": time.monotonic() - began})
-                status(f"{len(report.kills)} kills, the last of {target} during {', '.join(stages) or 'nothing'}")
-        status("draining")
-        _drain(settings, runs)
-        _count(settings, runs, report)
+        facility.start()
+        for kill in _kill_at_random(facility, kills, random.Random(seed), runs, report):
+            kill["after_s"] = time.monotonic() - began
+            report.kills.append(kill)
+            report.runs, report.seconds = len(runs), time.monotonic() - began
+            stages = ", ".join(kill["stages"]) or "nothing"
+            status(f"{len(report.kills)} of {kills} kills, the last of {kill['target']} during {stages}")
+            show(report)
+        status(f"{len(runs)} runs drain")
+        try:
+            _drain(settings, runs)
+            _count(settings, runs, report)
+        except UnreachableError as error:
+            report.ended = report.ended or str(error)
     finally:
         facility.stop()
     report.seconds = time.monotonic() - began
     return report
+
+
+def _kill_at_random(
+    facility: Facility, count: int, rng: random.Random, runs: list[Run], report: KillReport
+) -> Iterator[dict[str, Any]]:
+    """Take scans and kill; ends before its time, saying why in the report, when told to or nothing comes back."""
+    settings = facility.settings
+    targets = [target for _ in range(-(-count // len(TARGETS))) for target in rng.sample(TARGETS, len(TARGETS))]
+    targets = targets[:count]
+    try:
+        while targets:
+            _feed(settings, runs)
+            time.sleep(rng.uniform(*PAUSE_S))
+            if targets[0] == "trainer":
+                _wait(lambda: "train" in _stages(settings, runs), STAGE_WAIT_S, lambda: _feed(settings, runs))
+            stages, began = _stages(settings, runs), time.monotonic()
+            if facility.kill(targets[0]):
+                yield {"target": targets.pop(0), "stages": stages, "back_s": time.monotonic() - began}
+    except KeyboardInterrupt:
+        report.ended = "interrupted"
+    except UnreachableError as error:
+        report.ended = str(error)
 
 
 def _feed(settings: Settings, runs: list[Run]) -> None:
@@ -183,14 +220,17 @@ def _stages(settings: Settings, runs: list[Run]) -> list[str]:
 
 
 def _drain(settings: Settings, runs: list[Run]) -> None:
-    def decided() -> bool:
-        try:
-            with TiledStore.connect(settings.tiled) as store:
-                return all(store.decision(run.uid) for run in runs)
-        except UnreachableError:
-            return False
+    """Wait until every run is decided on in Tiled, but not for ever."""
+    with TiledStore.connect(settings.tiled, wait_s=60.0) as store:
+        uids = {run.uid for run in runs}
 
-    _wait(decided, DRAIN_S, pause_s=1.0)
+        def decided() -> bool:
+            try:
+                return uids <= {uid for uid, _ in store.decided_runs()}
+            except UnreachableError:
+                return False
+
+        _wait(decided, DRAIN_S, pause_s=1.0)
 
 
 def _count(settings: Settings, runs: list[Run], report: KillReport) -> None:
@@ -217,6 +257,7 @@ def _count(settings: Settings, runs: list[Run], report: KillReport) -> None:
         for record in store.model_store.records():
             repeated = [uid for uid, count in Counter(record.training_runs).items() if count > 1]
             report.duplicated += [f"{uid}: twice in model {record.model_id[:12]}" for uid in repeated]
+    report.counted = True
 
 
 def _kill(pid: int) -> None:

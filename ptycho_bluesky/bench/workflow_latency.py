@@ -15,14 +15,14 @@ import numpy as np
 from ptycho_bluesky.bench.workflow_makespan import SleepingStages, put_run
 from ptycho_bluesky.bench.workflow_runs import Run
 from ptycho_bluesky.config import Settings
-from ptycho_bluesky.inference import load_model
+from ptycho_bluesky.inference import LoadedModel, load_model
 from ptycho_bluesky.inference.slot import ModelSlot
 from ptycho_bluesky.inference.watch import ModelWatcher
 from ptycho_bluesky.models import build
 from ptycho_bluesky.models.export import to_onnx
 from ptycho_bluesky.models.reader import Preprocessing
 from ptycho_bluesky.records import ModelRecord, ModelStage
-from ptycho_bluesky.training.registry import content_id
+from ptycho_bluesky.training.registry import content_id, register
 from ptycho_bluesky.workflow.executors import InlineExecutor
 from ptycho_bluesky.workflow.files import write_bytes
 from ptycho_bluesky.workflow.run_state import run_folder
@@ -133,13 +133,13 @@ def _last_update(store: TiledStore) -> Iterator[list[float]]:
 def handover(settings: Settings, folder: Path, count: int, seed: int = 0) -> Latencies:
     """Seconds from when a model is ready until the edge's slot serves it.
 
-    Ours is stored in Tiled, promoted, heard of over the websocket, verified, loaded and swapped in; the other way the
-    same content is written to a file, found by a look into the folder every five seconds, loaded and swapped in.
+    Ours is registered in Tiled as the worker does it, heard of over the websocket, fetched, verified, loaded and
+    swapped in as the edge does it; the other way the same content is written to a file, found by a look into the
+    folder every five seconds, loaded and swapped in.
     """
     rng = np.random.default_rng(seed)
     contents = [_model(seed + number) for number in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
-    served_s: dict[str, float] = {}
     ready_s: dict[str, float] = {}
     by_name = {content_id(content): content for content in contents}
     loaded: set[str] = set()
@@ -151,13 +151,16 @@ def handover(settings: Settings, folder: Path, count: int, seed: int = 0) -> Lat
             loaded.add(name)
         return names
 
-    slot = ModelSlot()
+    slot = _TimedSlot()
     with TiledStore.connect(settings.tiled) as store, TiledStore.connect(settings.tiled) as edge_store:
         watcher = ModelWatcher(
-            edge_store.model_store, slot, lambda content, model_id: load_model(content, num_threads=1), period_s=2.0
+            edge_store.model_store,
+            slot,
+            lambda content, model_id: load_model(content, expected_id=model_id, num_threads=1),
+            period_s=2.0,
         )
         poller = _Poller(look, float(rng.uniform(0, POLL_S)))
-        with ContainerWatch(settings.tiled, settings.tiled.models, lambda *_: watcher.wake()) as watch:
+        with ContainerWatch(settings.tiled, settings.tiled.models, watcher.notice, watcher.wake) as watch:
             watcher.start()
             while not watch.connected:
                 time.sleep(0.05)
@@ -166,10 +169,8 @@ def handover(settings: Settings, folder: Path, count: int, seed: int = 0) -> Lat
                 for name, content in by_name.items():
                     time.sleep(float(rng.uniform(1.0, 4.0)))
                     ready_s[name] = time.time()
-                    store.model_store.put(_record(content), content)
-                    store.model_store.promote(name, "bench")
-                    if _wait(lambda name=name: slot.model_id == name):
-                        served_s[name] = time.time()
+                    register(store.model_store, _record(content), content, ModelStage.PROMOTED, "bench")
+                    _wait(lambda name=name: name in slot.served_s)
                     written = time.time()
                     write_bytes(folder / f"{name}.onnx", content)
                     ready_s[f"file {name}"] = written
@@ -178,9 +179,22 @@ def handover(settings: Settings, folder: Path, count: int, seed: int = 0) -> Lat
                 poller.ending.set()
                 poller.join(30.0)
                 watcher.stop()
-    ours = [served_s[name] - ready_s[name] for name in served_s]
+    ours = [slot.served_s[name] - ready_s[name] for name in by_name if name in slot.served_s]
     polled = [seen - ready_s[f"file {name}"] for name, seen in poller.seen_s.items()]
     return Latencies(ours, polled, count - len(ours))
+
+
+class _TimedSlot(ModelSlot):
+    """A slot that notes when each model began to serve."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served_s: dict[str, float] = {}
+
+    def swap(self, model: LoadedModel) -> None:
+        """Swap, and note the time."""
+        super().swap(model)
+        self.served_s.setdefault(model.model_id, time.time())
 
 
 def _wait(condition: Callable[[], bool]) -> bool:

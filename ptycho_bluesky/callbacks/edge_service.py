@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -60,9 +60,9 @@ class TiledModels:
         """Record of the model that should serve."""
         return self._ask(lambda store: store.model_store.serving())
 
-    def get(self, model_id: str) -> tuple[ModelRecord, bytes]:
-        """Record and file of a model."""
-        return self._ask(lambda store: store.model_store.get(model_id))
+    def content(self, model_id: str) -> bytes:
+        """File of a model."""
+        return self._ask(lambda store: store.model_store.content(model_id))
 
     def close(self) -> None:
         """Close the connection."""
@@ -157,9 +157,7 @@ class EdgeService:
         self.documents = DocumentSubscriber(settings.zmq.subscribe, self._take)
         self._watch = None
         if connect is not None and models is None:
-            self._watch = ContainerWatch(
-                settings.tiled, settings.tiled.models, lambda *_: self._wake(), on_connect=self._wake
-            )
+            self._watch = ContainerWatch(settings.tiled, settings.tiled.models, self._noticed, on_connect=self._wake)
 
     def start(self) -> EdgeService:
         """Start; returns when documents, frames and models can be taken."""
@@ -199,6 +197,10 @@ class EdgeService:
     def _wake(self) -> None:
         if self.watcher is not None:
             self.watcher.wake()
+
+    def _noticed(self, model_id: str, metadata: Mapping[str, Any]) -> None:
+        if self.watcher is not None:
+            self.watcher.notice(model_id, metadata)
 
     def _load(self, content: bytes, model_id: str) -> LoadedModel:
         options = self.settings.edge

@@ -24,17 +24,20 @@ def workflow(
 ) -> None:
     """Measure how stages of different runs overlap, how soon runs and models are handed over, and what kills cost.
 
-    Everything runs on this machine, on loopback: Tiled, the writer, the worker and its processes.
+    Everything runs on this machine, on loopback: Tiled, the writer, the worker and its processes. The file of --json is
+    brought up to date after each part and each kill; Ctrl-C ends the kills and counts what became of the runs so far.
 
     Example: [cyan]ptycho-bluesky bench workflow --kills 8 --json workflow.json[/]
     """
     setup(verbose=verbose)
     import logging
+    import signal
+    import time
 
     from rich.console import Console
 
     from ptycho_bluesky.bench.rows import print_table, write_report
-    from ptycho_bluesky.bench.workflow import PARTS, WorkflowBench, run
+    from ptycho_bluesky.bench.workflow import PARTS, WorkflowBench, WorkflowReport, run
     from ptycho_bluesky.errors import InputError
 
     if unknown := sorted(set(part or ()) - set(PARTS)):
@@ -42,8 +45,19 @@ def workflow(
     if not verbose:
         logging.getLogger("ptycho_bluesky").setLevel(logging.ERROR)
     options = WorkflowBench(kills=kills, seed=seed, parts=tuple(part or PARTS))
-    with Console(stderr=True).status("starting") as status:
-        report = run(options, status.update)
+    # The processes that it starts are stopped also when it is told to end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console, began = Console(stderr=True), time.monotonic()
+
+    def tell(what: str) -> None:
+        line.update(what)
+        if not console.is_terminal:
+            console.print(f"{time.monotonic() - began:6.0f} s  {what}", soft_wrap=True)
+
+    def save(report: WorkflowReport) -> None:
+        if json is not None:
+            write_report(json, "workflow", report.rows, **report.extra)
+
+    with console.status("starting") as line:
+        report = run(options, tell, save)
     print_table(report.rows, "workflow")
-    if json is not None:
-        write_report(json, "workflow", report.rows, **report.extra)

@@ -23,6 +23,7 @@ __all__ = [
     "find_serving",
     "fits_regime",
     "promote",
+    "register",
     "rollback",
     "superfluous",
 ]
@@ -51,16 +52,29 @@ def find_serving(records: list[ModelRecord], regime: Mapping[str, Any] | None = 
 class ModelStore(Protocol):
     """Where models live; a local folder here, Tiled in `ptycho_bluesky.workflow`."""
 
-    def put(self, record: ModelRecord, content: bytes) -> None:
-        """Store a model; storing the same one again changes nothing."""
+    def put(
+        self, record: ModelRecord, content: bytes, stage: ModelStage | None = None, reason: str = ""
+    ) -> ModelRecord:
+        """Store a model; storing the same one again changes nothing. Returns the record that stands there.
+
+        With a stage, a candidate is then moved there; one that was moved before stays where it is.
+        """
         ...
 
     def get(self, model_id: str) -> tuple[ModelRecord, bytes]:
         """Record and file of a model, its content checked against its id."""
         ...
 
+    def content(self, model_id: str) -> bytes:
+        """File of a model, checked against its id."""
+        ...
+
     def records(self) -> list[ModelRecord]:
         """Every record, oldest first."""
+        ...
+
+    def promoted(self) -> list[ModelRecord]:
+        """Records of the models that are promoted, one a regime."""
         ...
 
     def set_stage(self, model_id: str, stage: ModelStage, reason: str = "") -> ModelRecord:
@@ -100,14 +114,39 @@ def promote(store: ModelStore, model_id: str, reason: str = "") -> ModelRecord:
         There is no such model, or its content is gone.
     """
     record = store.set_stage(model_id, ModelStage.PROMOTED, reason)
-    for other in store.records():
-        if (
-            other.stage is ModelStage.PROMOTED
-            and other.model_id != model_id
-            and dict(other.regime) == dict(record.regime)
-        ):
-            store.set_stage(other.model_id, ModelStage.RETIRED, f"{SUCCEEDED}{model_id}")
+    _retire(store, record, store.promoted())
     return record
+
+
+def register(
+    store: ModelStore, record: ModelRecord, content: bytes, stage: ModelStage, reason: str = ""
+) -> ModelRecord:
+    """Store a candidate and give it the stage that was decided on; a promoted one succeeds the one before.
+
+    The content is complete before the stage is set, so nobody is told of a model that is not all there. Called again
+    after a crash it goes on where that fell; a model that a person has moved meanwhile stays where it is.
+
+    Returns
+    -------
+    ModelRecord
+        As it stands in the store.
+
+    Raises
+    ------
+    InputError
+        The record's id is not the hash of the content.
+    """
+    stored = store.put(record, content, stage, reason)
+    if stored.stage is ModelStage.PROMOTED:
+        # Not those that were promoted after it, before this was called again.
+        _retire(store, stored, [other for other in store.promoted() if other.promoted_s <= stored.promoted_s])
+    return stored
+
+
+def _retire(store: ModelStore, successor: ModelRecord, promoted: list[ModelRecord]) -> None:
+    for other in promoted:
+        if other.model_id != successor.model_id and dict(other.regime) == dict(successor.regime):
+            store.set_stage(other.model_id, ModelStage.RETIRED, f"{SUCCEEDED}{successor.model_id}")
 
 
 def rollback(
@@ -219,8 +258,10 @@ class LocalModelStore:
         except OSError as error:
             raise StorageError(f"model store {self.directory}: {error}", "it must be writable") from error
 
-    def put(self, record: ModelRecord, content: bytes) -> None:
-        """Store a model.
+    def put(
+        self, record: ModelRecord, content: bytes, stage: ModelStage | None = None, reason: str = ""
+    ) -> ModelRecord:
+        """Store a model, and move a candidate to a stage; see `ModelStore.put`.
 
         Raises
         ------
@@ -232,12 +273,14 @@ class LocalModelStore:
         if content_id(content) != record.model_id:
             raise InputError(f"model {record.model_id}", f"its content hashes to {content_id(content)}")
         known = self._record_path(record.model_id).exists()
-        if known and not self.is_discarded(record.model_id):
-            return
-        self._write(self._content_path(record.model_id), content)
-        if known:
-            return
-        self._write_record(record, [{"stage": str(record.stage), "reason": "stored", "time_s": record.created_s}])
+        if not known or self.is_discarded(record.model_id):
+            self._write(self._content_path(record.model_id), content)
+        if not known:
+            self._write_record(record, [{"stage": str(record.stage), "reason": "stored", "time_s": record.created_s}])
+        stored = self._read(record.model_id)[0]
+        if stage is not None and stored.stage is ModelStage.CANDIDATE:
+            stored = self.set_stage(record.model_id, stage, reason)
+        return stored
 
     def get(self, model_id: str) -> tuple[ModelRecord, bytes]:
         """Record and content of a model.
@@ -255,10 +298,18 @@ class LocalModelStore:
             raise InputError(f"model {model_id}", "its file no longer hashes to its id", "restore or retrain it")
         return record, content
 
+    def content(self, model_id: str) -> bytes:
+        """Content of a model; see `get`."""
+        return self.get(model_id)[1]
+
     def records(self) -> list[ModelRecord]:
         """Every record, oldest first."""
         records = [self._read(path.stem)[0] for path in self.directory.glob("*.json")]
         return sorted(records, key=lambda record: (record.created_s, record.model_id))
+
+    def promoted(self) -> list[ModelRecord]:
+        """Records of the promoted models."""
+        return [record for record in self.records() if record.stage is ModelStage.PROMOTED]
 
     def history(self, model_id: str) -> list[dict[str, Any]]:
         """Stages that a model went through, with reason and time."""
@@ -287,7 +338,7 @@ class LocalModelStore:
 
     def serving(self, regime: Mapping[str, Any] | None = None) -> ModelRecord | None:
         """The last promoted model that fits the regime."""
-        return find_serving(self.records(), regime)
+        return find_serving(self.promoted(), regime)
 
     def discard(self, model_id: str, reason: str = "") -> None:
         """Remove a model's file; its record stays."""

@@ -17,7 +17,10 @@ PAGE = 300
 
 
 def select_metadata(
-    container: Any, expression: str, since: tuple[str, float] | None = None
+    container: Any,
+    expression: str,
+    since: tuple[str, float] | None = None,
+    equal: tuple[str, str] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Part of the metadata of every child of a container.
 
@@ -28,6 +31,8 @@ def select_metadata(
         JMESPath of what is wanted.
     since : tuple of str and float, optional
         Key in the metadata and least value of the entries that are wanted.
+    equal : tuple of str, optional
+        Key in the metadata and value of the entries that are wanted.
 
     Yields
     ------
@@ -51,6 +56,8 @@ def select_metadata(
             "filter[comparison][condition][key]": since[0],
             "filter[comparison][condition][value]": json.dumps(since[1]),
         }
+    if equal is not None:
+        params |= {"filter[eq][condition][key]": equal[0], "filter[eq][condition][value]": json.dumps(equal[1])}
     url, client = container.item["links"]["search"], container.context.http_client
     offset = 0
     while True:

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.records import ModelRecord, ModelStage
 from ptycho_bluesky.training.registry import content_id, find_serving, promote, rollback
+from ptycho_bluesky.workflow.catalogue import select_metadata
 from ptycho_bluesky.workflow.client import (
     delete_node,
     get_child,
@@ -52,8 +54,18 @@ class TiledModelStore:
     def __init__(self, container: Any, uri: str) -> None:
         self._container, self._uri = container, uri
 
-    def put(self, record: ModelRecord, content: bytes) -> None:
-        """Store a model; once more the same changes nothing.
+    def put(
+        self, record: ModelRecord, content: bytes, stage: ModelStage | None = None, reason: str = ""
+    ) -> ModelRecord:
+        """Store a model; once more the same changes nothing. With a stage, a candidate is moved there.
+
+        The node is made, then its content written, then its stage set, a request each; whoever dies in between leaves
+        a candidate, which nobody serves, and the next call goes on there.
+
+        Returns
+        -------
+        ModelRecord
+            As it stands in Tiled.
 
         Raises
         ------
@@ -68,15 +80,30 @@ class TiledModelStore:
                 f"model_id {record.model_id!r}", f"a model is named by the SHA-256 of its content, {model_id}"
             )
         with reachable(self._uri):
-            node = get_child(self._container, model_id)
-            if node is not None and not node.metadata.get(DISCARDED) and self._read(node) == content:
-                return
-            metadata = record.as_dict() | {"stage_log": [_entry(record.stage, "registered")]}
-            if node is not None:
-                # A crash between node and content left it empty, or it was discarded; the record stays as it is.
-                metadata = {key: value for key, value in node.metadata.items() if key != DISCARDED}
-            array = np.frombuffer(content, dtype=np.uint8)
-            put_array(self._container, model_id, array, metadata)
+            node = self._put(record, content)
+            stored = ModelRecord.from_dict(node.metadata)
+            if stage is not None and stored.stage is ModelStage.CANDIDATE:
+                stored = _move(node, stage, reason)
+        return stored
+
+    def _put(self, record: ModelRecord, content: bytes) -> Any:
+        """Node with a content: a new one mostly, so that is tried first."""
+        from tiled.client.utils import ClientError
+
+        array = np.frombuffer(content, dtype=np.uint8)
+        metadata = record.as_dict() | {"stage_log": [_entry(record.stage, "registered")]}
+        try:
+            return self._container.write_array(array, key=record.model_id, metadata=jsonable(metadata))
+        except ClientError as error:
+            if error.response.status_code != httpx.codes.CONFLICT:
+                raise
+        node = self._node(record.model_id)
+        if not node.metadata.get(DISCARDED) and self._read(node) == content:
+            return node
+        # A crash between node and content left it empty, or it was discarded; the record stays as it is.
+        metadata = {key: value for key, value in node.metadata.items() if key != DISCARDED}
+        put_array(self._container, record.model_id, array, metadata)
+        return self._node(record.model_id)
 
     def get(self, model_id: str) -> tuple[ModelRecord, bytes]:
         """Record and content of a model.
@@ -99,9 +126,26 @@ class TiledModelStore:
             )
         return ModelRecord.from_dict(node.metadata), content
 
+    def content(self, model_id: str) -> bytes:
+        """Content of a model by its whole id, in one request; errors as of `get`."""
+        address = f"{self._container.uri.replace('/metadata/', '/array/full/', 1)}/{model_id}"
+        with reachable(self._uri):
+            reply = self._container.context.http_client.get(address, headers={"Accept": "application/octet-stream"})
+            if reply.is_success and content_id(reply.content) == model_id:
+                return reply.content
+            if reply.is_server_error:
+                reply.raise_for_status()
+        return self.get(model_id)[1]
+
     def records(self) -> list[ModelRecord]:
         """Every model's record, oldest first."""
         return [ModelRecord.from_dict(metadata) for metadata in self.metadata().values()]
+
+    def promoted(self) -> list[ModelRecord]:
+        """Records of the promoted models; Tiled chooses them, however many others there are."""
+        with reachable(self._uri):
+            found = select_metadata(self._container, "@", equal=("stage", str(ModelStage.PROMOTED)))
+            return [ModelRecord.from_dict(metadata) for _, metadata in found]
 
     def metadata(self) -> dict[str, Mapping[str, Any]]:
         """Metadata of every model by its id, oldest first, with the log of stages."""
@@ -130,17 +174,11 @@ class TiledModelStore:
                 raise InputError(
                     f"model {model_id}", "its content was collected as garbage", "promote another, or retrain"
                 )
-            record = ModelRecord.from_dict(node.metadata)
-            entry = _entry(stage, reason)
-            promoted_s = entry["time_s"] if stage is ModelStage.PROMOTED else record.promoted_s
-            record = replace(record, stage=stage, promoted_s=promoted_s)
-            log = [*node.metadata.get("stage_log", []), entry]
-            node.replace_metadata(jsonable(record.as_dict() | {"stage_log": log}), drop_revision=True)
-        return record
+            return _move(node, stage, reason)
 
     def serving(self, regime: Mapping[str, Any] | None = None) -> ModelRecord | None:
         """The model promoted last, among those that fit a regime if one is given; None before any was promoted."""
-        return find_serving(self.records(), regime)
+        return find_serving(self.promoted(), regime)
 
     def promote(self, model_id: str, reason: str = "") -> ModelRecord:
         """Make a model serve its regime; its id may be shortened. See `ptycho_bluesky.training.registry.promote`."""
@@ -191,6 +229,17 @@ class TiledModelStore:
     @staticmethod
     def _read(node: Any) -> bytes:
         return np.asarray(node.read(), dtype=np.uint8).tobytes()
+
+
+def _move(node: Any, stage: ModelStage, reason: str) -> ModelRecord:
+    """Set a node's stage by the metadata that were last read of it."""
+    record = ModelRecord.from_dict(node.metadata)
+    entry = _entry(stage, reason)
+    promoted_s = entry["time_s"] if stage is ModelStage.PROMOTED else record.promoted_s
+    record = replace(record, stage=stage, promoted_s=promoted_s)
+    log = [*node.metadata.get("stage_log", []), entry]
+    node.replace_metadata(jsonable(record.as_dict() | {"stage_log": log}), drop_revision=True)
+    return record
 
 
 def _entry(stage: ModelStage, reason: str) -> dict[str, Any]:

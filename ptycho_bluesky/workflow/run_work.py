@@ -15,7 +15,7 @@ import numpy as np
 from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import InputError, StorageError, UnreachableError
 from ptycho_bluesky.records import Measurement, ModelRecord, ModelStage
-from ptycho_bluesky.training.registry import ModelStore, promote
+from ptycho_bluesky.training.registry import ModelStore, promote, register
 from ptycho_bluesky.training.update_policy import mismatch
 from ptycho_bluesky.workflow.compute import Compute
 from ptycho_bluesky.workflow.files import write_bytes
@@ -343,19 +343,25 @@ class RunWork:
         record = which()
         result: dict[str, Any] = {"model_id": "" if record is None else record.model_id}
         if record is not None:
-            write_bytes(path, self.shared.connections.store().model_store.get(record.model_id)[1])
+            write_bytes(path, self._content(record.model_id))
             result["score_at_promotion"] = _reference(record)
         state.done[name] = result
         self._save()
         return None if record is None else str(path)
 
+    def _content(self, model_id: str) -> bytes:
+        """File of a model; the one that was validated lies beside the run already."""
+        parent = self.state.done.get("parent", {})
+        if parent.get("model_id") == model_id and self.folder.parent.exists():
+            return self.folder.parent.read_bytes()
+        return self.shared.connections.store().model_store.content(model_id)
+
     def _rivals(self) -> list[ModelRecord]:
         """Promoted models of this geometry other than the one that was validated, newest first."""
         found = [
             record
-            for record in self.shared.connections.store().model_store.records()
-            if record.stage is ModelStage.PROMOTED
-            and record.model_id != self.state.done["parent"]["model_id"]
+            for record in self.shared.connections.store().model_store.promoted()
+            if record.model_id != self.state.done["parent"]["model_id"]
             and record.regime.get("image_shape") == self.state.regime.get("image_shape")
             and record.regime.get("pixel_size_m") == self.state.regime.get("pixel_size_m")
         ]
@@ -374,7 +380,7 @@ class RunWork:
         best: tuple[float, ModelRecord] | None = None
         for record in self._rivals():
             path = self.folder.path / "rival.onnx"
-            write_bytes(path, models.get(record.model_id)[1])
+            write_bytes(path, models.content(record.model_id))
             name = f"rival {record.model_id[:8]}"
             self._compute(name, self.shared.stages.score, job, str(path))
             path.unlink(missing_ok=True)
@@ -408,13 +414,7 @@ class RunWork:
             begun = self._begin("register")
             models = self.shared.connections.store().model_store
             record = ModelRecord.from_dict(json.loads(self.folder.record.read_text()))
-            models.put(record, self.folder.model.read_bytes())
-            if models.get(record.model_id)[0].stage is ModelStage.CANDIDATE:
-                # Otherwise it was moved before a crash, or by a person.
-                if gate["promote"]:
-                    promote(models, record.model_id, gate["reason"])
-                else:
-                    models.set_stage(record.model_id, stage, gate["reason"])
+            register(models, record, self.folder.model.read_bytes(), stage, gate["reason"])
             self._end("register", begun, {"model_id": record.model_id})
         return str(stage), gate["reason"]
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
+
 from ptycho_bluesky.config import TiledSettings
 from ptycho_bluesky.errors import InputError, UnreachableError
 from ptycho_bluesky.workflow.client import connect, get_child
@@ -126,9 +128,10 @@ class ContainerWatch:
             self._call(self._on_connect)
             try:
                 renew_s = time.monotonic() + RENEW_S
-                while not (self._ending.is_set() or closed.wait(PING_S) or time.monotonic() > renew_s):
-                    if not answers(self._settings.uri, self._settings.timeout_s):
-                        break
+                with httpx.Client(timeout=self._settings.timeout_s) as client:
+                    while not (self._ending.is_set() or closed.wait(PING_S) or time.monotonic() > renew_s):
+                        if not answers(self._settings.uri, client):
+                            break
             finally:
                 self.connected = False
                 subscription.disconnect()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import event_model
+import random
+from dataclasses import replace
 
-from ptycho_bluesky.bench.workflow import settings_in
+import event_model
+import pytest
+
+from ptycho_bluesky.bench import workflow_kills
+from ptycho_bluesky.bench.workflow import WorkflowBench, _kill_rows, settings_in
 from ptycho_bluesky.bench.workflow_kills import TARGETS, KillReport, _wait
 from ptycho_bluesky.bench.workflow_makespan import PAPER_STAGES_S, SleepingStages
 from ptycho_bluesky.bench.workflow_runs import journal, make_runs
+from ptycho_bluesky.errors import UnreachableError
 from ptycho_bluesky.io.area_detector import read_rows
 from ptycho_bluesky.workflow.journals import Journal
 from ptycho_bluesky.workflow.stages import Job, LearningStages, Stages
@@ -47,3 +53,38 @@ def test_every_installation_is_its_own(tmp_path):
     assert set(TARGETS) == {"worker", "executor", "writer", "tiled", "trainer"}
     assert KillReport().lost == []
     assert not _wait(lambda: False, 0.05)
+
+
+class FakeFacility:
+    """Processes that are always killed at once, until one does not come back."""
+
+    def __init__(self, settings, after: int, error: BaseException | None) -> None:
+        self.settings, self._after, self._error, self.killed = settings, after, error, 0
+
+    def kill(self, target: str) -> bool:
+        if self.killed == self._after and self._error is not None:
+            raise self._error
+        self.killed += 1
+        return True
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [(None, ""), (KeyboardInterrupt(), "interrupted"), (UnreachableError("the worker ended"), "the worker ended.")],
+)
+def test_kills_take_turns_and_end_when_they_must(tmp_path, monkeypatch, error, ended):
+    monkeypatch.setattr(workflow_kills, "PAUSE_S", (0.0, 0.001))
+    monkeypatch.setattr(workflow_kills, "STAGE_WAIT_S", 0.0)
+    monkeypatch.setattr(workflow_kills, "_feed", lambda settings, runs: None)
+    facility, report = FakeFacility(settings_in(tmp_path), 3, error), KillReport()
+    found = list(workflow_kills._kill_at_random(facility, 7, random.Random(0), [], report))
+    assert report.ended == ended
+    assert len(found) == (7 if error is None else 3)
+    if error is None:
+        assert {kill["target"] for kill in found[:5]} == set(TARGETS)
+    rows = {row.metric: row for row in _kill_rows(WorkflowBench(kills=7), replace(report, kills=found))}
+    assert rows["kills"].passed is (error is None)
+    # nothing is claimed of runs that were not counted
+    assert "runs_lost" not in rows
+    counted = _kill_rows(WorkflowBench(kills=7), replace(report, kills=found, lost=["a"], counted=True))
+    assert {row.metric: row.passed for row in counted}["runs_lost"] is False

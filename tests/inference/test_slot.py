@@ -15,7 +15,7 @@ from ptycho_bluesky.inference.watch import ModelWatcher
 from ptycho_bluesky.records import ModelRecord, ModelStage
 
 
-def record(blob: bytes, model_id: str | None = None) -> ModelRecord:
+def record(blob: bytes, model_id: str | None = None, promoted_s: float = 0.0) -> ModelRecord:
     return ModelRecord(
         model_id or hashlib.sha256(blob).hexdigest(),
         "",
@@ -31,6 +31,7 @@ def record(blob: bytes, model_id: str | None = None) -> ModelRecord:
         None,
         {},
         0.0,
+        promoted_s,
     )
 
 
@@ -42,15 +43,18 @@ class Store:
         self.claimed: str | None = None
         self.away = False
         self.gets = 0
+        self.questions = 0
+        self.promoted_s = 0.0
 
     def serving(self):
+        self.questions += 1
         if self.away:
             raise UnreachableError("store", "away")
-        return None if self.blob is None else record(self.blob, self.claimed)
+        return None if self.blob is None else record(self.blob, self.claimed, self.promoted_s)
 
-    def get(self, model_id):
+    def content(self, model_id):
         self.gets += 1
-        return record(self.blob, self.claimed), self.blob
+        return self.blob
 
 
 def load(content, model_id):
@@ -140,12 +144,66 @@ def test_a_model_of_another_geometry_is_refused_until_the_geometry_changes(make_
 def test_a_store_that_goes_away_during_the_transfer_does_not_condemn_the_model(make_model_file):
     store, slot = Store(), ModelSlot()
     store.blob = make_model_file(seed=1)
-    get, store.get = store.get, lambda model_id: (_ for _ in ()).throw(UnreachableError("store", "went away"))
+    content, store.content = store.content, lambda model_id: (_ for _ in ()).throw(UnreachableError("store", "away"))
     watcher = ModelWatcher(store, slot, load)
     with pytest.raises(UnreachableError):
         watcher.check()
-    store.get = get
+    store.content = content
     assert watcher.check()
+
+
+def test_a_notice_of_a_promotion_saves_the_question_and_old_news_change_nothing(make_model_file):
+    store, slot = Store(), ModelSlot()
+    watcher = ModelWatcher(store, slot, load)
+    first, second = make_model_file(seed=1), make_model_file(seed=2)
+    store.blob, store.promoted_s = first, 10.0
+    assert watcher.check()
+    old, new = record(first, promoted_s=10.0), record(second, promoted_s=20.0)
+    store.blob, store.promoted_s = second, 20.0
+    watcher.notice(new.model_id, new.as_dict())
+    watcher.notice(old.model_id, old.as_dict())
+    assert watcher.check()
+    assert (slot.model_id, store.questions) == (new.model_id, 1)
+    # what the subscription repeats is older than the model that serves: the store is asked instead
+    watcher.notice(old.model_id, old.as_dict())
+    assert not watcher.check()
+    assert (slot.model_id, store.questions, store.gets) == (new.model_id, 2, 2)
+
+
+def test_a_model_that_is_noticed_is_verified_like_any_other(make_model_file):
+    store, slot = Store(), ModelSlot()
+    watcher = ModelWatcher(store, slot, load)
+    store.blob = make_model_file(seed=1)
+    claimed = record(store.blob, "f" * 64, promoted_s=10.0)
+    watcher.notice(claimed.model_id, claimed.as_dict())
+    with pytest.raises(InputError, match="damaged"):
+        watcher.check()
+    assert slot.model_id == ""
+    assert set(watcher.refused) == {"f" * 64}
+
+
+def test_a_notice_that_was_lost_to_an_outage_is_made_good_by_the_next_question(make_model_file):
+    store, slot = Store(), ModelSlot()
+    watcher = ModelWatcher(store, slot, load)
+    store.blob, store.promoted_s = make_model_file(seed=1), 10.0
+    noticed = record(store.blob, promoted_s=10.0)
+    content, store.content = store.content, lambda model_id: (_ for _ in ()).throw(UnreachableError("store", "away"))
+    watcher.notice(noticed.model_id, noticed.as_dict())
+    with pytest.raises(UnreachableError):
+        watcher.check()
+    store.content = content
+    assert watcher.check()
+    assert slot.model_id == noticed.model_id
+
+
+def test_a_model_that_is_retired_before_it_was_fetched_is_not_fetched(make_model_file):
+    store, slot = Store(), ModelSlot()
+    watcher = ModelWatcher(store, slot, load)
+    noticed = record(make_model_file(seed=1), promoted_s=10.0)
+    watcher.notice(noticed.model_id, noticed.as_dict())
+    watcher.notice(noticed.model_id, noticed.as_dict() | {"stage": "retired"})
+    assert not watcher.check()
+    assert (store.questions, store.gets) == (1, 0)
 
 
 def test_the_thread_survives_a_store_that_is_away(make_model_file):

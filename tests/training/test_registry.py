@@ -12,6 +12,7 @@ from ptycho_bluesky.training.registry import (
     collect_garbage,
     content_id,
     promote,
+    register,
     rollback,
     superfluous,
 )
@@ -111,6 +112,35 @@ def test_one_model_a_regime_stays_promoted_and_rollback_brings_back_the_one_befo
     with pytest.raises(InputError, match="no model serves"):
         rollback(store, {"probe": "a"})
     assert store.serving().model_id == other
+
+
+def test_a_registered_candidate_gets_its_stage_once(store):
+    old, new, worse = (record(name, time.time()) for name in (b"old", b"new", b"worse"))
+    assert register(store, old, b"old", ModelStage.PROMOTED, "first").stage is ModelStage.PROMOTED
+    time.sleep(0.002)
+    register(store, new, b"new", ModelStage.PROMOTED, "better")
+    assert register(store, worse, b"worse", ModelStage.REJECTED, "worse").stage is ModelStage.REJECTED
+    assert [each.model_id for each in store.promoted()] == [new.model_id]
+    assert store.content(new.model_id) == b"new"
+    assert [entry["stage"] for entry in store.history(old.model_id)] == ["candidate", "promoted", "retired"]
+    # again, as after a crash: what was moved meanwhile stays where it is
+    assert register(store, old, b"old", ModelStage.PROMOTED, "first").stage is ModelStage.RETIRED
+    assert register(store, worse, b"worse", ModelStage.PROMOTED, "again").stage is ModelStage.REJECTED
+    assert store.serving().model_id == new.model_id
+
+
+def test_a_registration_that_died_before_the_former_model_was_retired_is_completed(store):
+    old, new = (record(name, time.time()) for name in (b"old", b"new"))
+    register(store, old, b"old", ModelStage.PROMOTED)
+    time.sleep(0.002)
+    store.put(new, b"new", ModelStage.PROMOTED)
+    assert len(store.promoted()) == 2
+    register(store, new, b"new", ModelStage.PROMOTED)
+    assert [each.model_id for each in store.promoted()] == [new.model_id]
+    time.sleep(0.002)
+    store.set_stage(old.model_id, ModelStage.PROMOTED, "by hand, later")
+    register(store, new, b"new", ModelStage.PROMOTED)
+    assert store.serving().model_id == old.model_id
 
 
 def test_garbage_is_what_nobody_will_ask_for_again(store):

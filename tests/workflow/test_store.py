@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -28,6 +29,8 @@ from ptycho_bluesky.records import (
     Reconstruction,
     Segment,
 )
+from ptycho_bluesky.training.registry import register
+from ptycho_bluesky.workflow.client import jsonable
 from ptycho_bluesky.workflow.run_reading import frame_indices
 from ptycho_bluesky.workflow.server import start_server
 from ptycho_bluesky.workflow.tiled_store import TiledStore
@@ -302,6 +305,20 @@ def make_record(content: bytes, created_s: float = 1.0, **options) -> ModelRecor
     return ModelRecord(**values | options)
 
 
+def metadata_of(record):
+    return jsonable(record.as_dict() | {"stage_log": []})
+
+
+@contextlib.contextmanager
+def requests_of(store):
+    """Method and path of the requests that are made inside the block."""
+    sent, hooks = [], store.root.context.http_client.event_hooks
+    note = [lambda request: sent.append((request.method, request.url.path))]
+    store.root.context.http_client.event_hooks = {**hooks, "request": [*hooks.get("request", []), *note]}
+    yield sent
+    store.root.context.http_client.event_hooks = hooks
+
+
 class TestModelStore:
     def test_life(self, store):
         models = store.model_store
@@ -341,6 +358,37 @@ class TestModelStore:
             models.get(record.model_id)
         models.put(record, content)
         assert models.get(record.model_id)[1] == content
+
+    def test_register_costs_few_requests_and_goes_on_after_a_crash(self, store):
+        models = store.model_store
+        old, new = os.urandom(1000), os.urandom(1000)
+        first = register(models, make_record(old), old, ModelStage.PROMOTED, "first")
+        with requests_of(store) as sent:
+            stored = models.put(make_record(new), new, ModelStage.PROMOTED, "better")
+        assert [method for method, _ in sent] == ["POST", "PUT", "PUT"]
+        assert stored.as_dict() == models.get(stored.model_id)[0].as_dict()
+        with requests_of(store) as sent:
+            assert models.content(stored.model_id) == new
+            assert models.serving().model_id == stored.model_id
+        assert len(sent) == 2
+        # it died before the one before was retired
+        assert {record.model_id for record in models.promoted()} == {first.model_id, stored.model_id}
+        register(models, make_record(new), new, ModelStage.PROMOTED, "better")
+        assert [record.model_id for record in models.promoted()] == [stored.model_id]
+        assert [entry["stage"] for entry in models.history(first.model_id)] == ["candidate", "promoted", "retired"]
+
+    def test_a_node_without_content_is_not_served_and_is_completed(self, store):
+        """What a crash between the node and its content leaves."""
+        models, content = store.model_store, os.urandom(1000)
+        record = make_record(content)
+        store.models.write_array(np.zeros(1000, dtype=np.uint8), key=record.model_id, metadata=metadata_of(record))
+        assert models.serving() is None
+        with pytest.raises(InputError, match="hash"):
+            models.content(record.model_id)
+        assert register(models, record, content, ModelStage.PROMOTED).stage is ModelStage.PROMOTED
+        assert models.content(record.model_id) == content
+        with pytest.raises(InputError, match="no model has this id"):
+            models.content("0" * 64)
 
 
 class TestConnection:
