@@ -289,6 +289,13 @@ class WorkerSettings(_Section):
     probe_interval_s: float = Field(
         default=3600.0, ge=0.0, description="How often a run is looked at while the model fits."
     )
+    look_fraction: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="Part of a run, about its middle, that is reconstructed first while the model fits; the rest only "
+        "where it does not fit that. 1: whole runs.",
+    )
     settle_gain: float | None = Field(
         default=0.02,
         gt=0.0,

@@ -1,10 +1,11 @@
 """`bench gate`: what the update policy saves, and what it costs, on an experiment whose conditions change.
 
-Two learners live through the same forty simulated scans: one retrains on every scan, the other as the policy says. Both
-are the worker's own `ptycho_bluesky.workflow.run_work.RunWork` with its stages, thresholds and registry, on folders
-instead of Tiled. They share the reconstructions, which are the same for the same scan, and each is charged for those
-that it asks for. Compute is counted in frame-updates: one frame in one iteration of the reconstruction, or in one step
-of the training.
+Two learners live through the same forty simulated scans: one retrains on every scan, the other as the policy says. They
+begin with the same model and corpus, made from scans before the experiment. Both are the worker's own
+`ptycho_bluesky.workflow.run_work.RunWork` with its stages, thresholds and registry, on folders instead of Tiled. They
+share the reconstructions, which are the same for the same scan, and each is charged for those that it asks for. Compute
+is counted in frame-updates: one frame in one update of an engine, those of the search for a probe, of half-scans and of
+the check of the pixel included, or one frame in one step of the training.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptycho_bluesky.bench.gate_scans import GateScans, ScanOptions
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.reconstruction.pie import Pie
 from ptycho_bluesky.records import Measurement
 from ptycho_bluesky.training.corpus import Corpus, TrainingArrays
-from ptycho_bluesky.training.registry import LocalModelStore, rollback
+from ptycho_bluesky.training.registry import LocalModelStore, promote, rollback
 from ptycho_bluesky.workflow.compute import Compute
 from ptycho_bluesky.workflow.executors import InlineExecutor
 from ptycho_bluesky.workflow.files import read_json, write_json
@@ -36,13 +39,15 @@ from ptycho_bluesky.workflow.lane import Lane
 from ptycho_bluesky.workflow.publishing import clean
 from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.run_state import RunState, run_folder
-from ptycho_bluesky.workflow.run_work import RunWork, Shared
+from ptycho_bluesky.workflow.run_work import RunWork
+from ptycho_bluesky.workflow.shared import Shared
 from ptycho_bluesky.workflow.stages import Job, LearningStages
 from ptycho_bluesky.workflow.tiled_store import RunSummary
 
 __all__ = ["GateBench", "GateReport", "run"]
 
 STRATEGIES = ("every_run", "on_mismatch")
+BEFORE = "before"
 POISONED = 3
 
 
@@ -55,21 +60,24 @@ class GateBench:
     scans : ScanOptions
     architecture : str
     frames_per_scan, batch_size : int
-        Budget of a retraining in frame-updates, and of an optimiser step.
+        Budget of a retraining in frame-updates (by default the published 50 epochs of a scan), and of a step.
     iterations, half_passes : int
         Of the reconstruction that labels are cut from, and of the half-scans by which they are judged.
     probe_scans : int
         The interval after which the policy looks at a run though the model fitted, in scans.
+    look_fraction : float
+        Part of a run that it looks at first.
     num_threads : int
     """
 
     scans: ScanOptions = field(default_factory=ScanOptions)
     architecture: str = "lean8"
-    frames_per_scan: int = 6000
+    frames_per_scan: int = 13_000
     batch_size: int = 16
     iterations: int = 12
     half_passes: int = 3
-    probe_scans: int = 6
+    probe_scans: int = 2
+    look_fraction: float = 0.4
     num_threads: int = 1
 
     def settings(self, folder: Path, update: str) -> Settings:
@@ -89,6 +97,7 @@ class GateBench:
                 "executor": "inline",
                 "max_in_flight": 1,
                 "probe_interval_s": self.probe_scans * period_s,
+                "look_fraction": self.look_fraction,
             },
         )
 
@@ -99,6 +108,23 @@ class GateReport:
 
     rows: list[Row]
     extra: dict[str, Any]
+
+
+@contextmanager
+def counted_updates() -> Iterator[list[int]]:
+    """Frames of every update that the engines of the ePIE family make in this process meanwhile."""
+    counts: list[int] = []
+    plain = Pie.update
+
+    def update(engine: Pie, rows: NDArray[np.int64], step_object: float, step_probe: float) -> Any:
+        counts.append(len(rows))
+        return plain(engine, rows, step_object, step_probe)
+
+    setattr(Pie, "update", update)  # noqa: B010 a plain assignment is no override to a type checker
+    try:
+        yield counts
+    finally:
+        setattr(Pie, "update", plain)  # noqa: B010
 
 
 class SharedStages(LearningStages):
@@ -119,19 +145,21 @@ class SharedStages(LearningStages):
         product, note = self._folder / f"{uid}.h5", self._folder / f"{uid}.json"
         if not note.exists():
             began = time.perf_counter()
-            result = super().reconstruct(job)
+            with counted_updates() as updates:
+                result = super().reconstruct(job)
             self._folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(job.files.reconstruction, product)
-            figures = result["figures"]
-            # Two half-scans, by which labels are judged, are reconstructed as well.
-            passes = figures["epie_iterations"] + int(job.reconstruct["labels"]["half_passes"])
-            result["figures"] |= {
-                "label_frame_updates": figures["frames"] * passes,
-                "label_s": time.perf_counter() - began,
-            }
+            result["figures"] |= {"label_frame_updates": sum(updates), "label_s": time.perf_counter() - began}
             write_json(note, result)
         shutil.copyfile(product, job.files.reconstruction)
         return read_json(note)
+
+    def glance(self, job: Job, model: str) -> dict[str, Any]:
+        """Reconstruct the middle, and count what that costs."""
+        with counted_updates() as updates:
+            result = super().glance(job, model)
+        result["figures"]["glance_frame_updates"] = sum(updates)
+        return result
 
     def train(self, job: Job, runs: Sequence[str], parent: str | None, regime: Mapping[str, Any]) -> dict[str, Any]:
         """Train, always on the budget of one scan: a rejected candidate's budget is not spent later."""
@@ -247,11 +275,13 @@ def run(options: GateBench, out: Path | None = None, status: Callable[[str], Non
             number = int(uid.rsplit("-", 1)[1])
             return replace(scans.measurement(number), run_uid=uid)
 
+        _before(options, folder, stages, scans, measure, status)
         learners = {name: Learner(options.settings(folder / name, name), stages, measure) for name in STRATEGIES}
         results_file = folder / "scans.json"
         results: list[dict[str, Any]] = read_json(results_file, [])
-        for scan in range(len(results), options.scans.num_scans):
-            status(f"scan {scan + 1} of {options.scans.num_scans}")
+        for number in range(len(results), options.scans.num_scans):
+            status(f"scan {number + 1} of {options.scans.num_scans}")
+            scan = options.scans.num_before + number
             results.append({name: _one_scan(learner, scans, scan) for name, learner in learners.items()})
             write_json(results_file, results)
         status("poisoned candidates")
@@ -271,6 +301,28 @@ def _folder(out: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
+def _before(
+    options: GateBench,
+    folder: Path,
+    stages: SharedStages,
+    scans: GateScans,
+    measure: Callable[[str], Measurement],
+    status: Callable[[str], None],
+) -> None:
+    """Make the model and the corpus that both learners begin with."""
+    learner = Learner(options.settings(folder / BEFORE, "every_run"), stages, measure)
+    for scan in range(options.scans.num_before):
+        status(f"scan {scan + 1} of {options.scans.num_before} before the experiment")
+        learner.take(scans.uid(scan), scans.time_s(scan))
+    for name in STRATEGIES:
+        own = folder / name
+        if options.scans.num_before and not own.exists():
+            part = folder / f"{name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(folder / BEFORE, part)
+            part.rename(own)
+
+
 def _check_options(folder: Path, options: GateBench) -> None:
     content = json.loads(json.dumps({**options.__dict__, "scans": options.scans.as_dict()}))
     known = read_json(folder / "options.json")
@@ -287,7 +339,7 @@ def _one_scan(learner: Learner, scans: GateScans, scan: int) -> dict[str, Any]:
     figures = state.figures
     return {
         "ssim": ssim,
-        "looked": "reconstruct" in state.done,
+        "looked": "reconstruct" in state.done or "glance" in state.done,
         "mismatch": figures.get("mismatch"),
         "outcome": state.outcome,
         "reason": state.reason,
@@ -296,7 +348,7 @@ def _one_scan(learner: Learner, scans: GateScans, scan: int) -> dict[str, Any]:
         "candidate_score": figures.get("candidate_score"),
         "serving_score": figures.get("serving_score"),
         "forgotten": figures.get("forgotten"),
-        "label_frame_updates": figures.get("label_frame_updates", 0),
+        "label_frame_updates": figures.get("label_frame_updates", 0) + figures.get("glance_frame_updates", 0),
         "train_frame_updates": figures.get("train_frame_updates", 0),
         "seconds": figures.get("label_s", 0.0)
         + sum(value for name, value in state.stage_seconds.items() if name != "reconstruct"),
@@ -309,7 +361,7 @@ def _poison(
     """Candidates whose labels were shuffled: two on top of the model that serves, one from scratch."""
     kept: list[dict[str, Any]] = read_json(folder / "poisoned.json", [])
     stages = PoisonedStages(folder / "reconstructions")
-    last = options.scans.num_scans - 1
+    last = options.scans.num_before + options.scans.num_scans - 1
     for number in range(len(kept), POISONED):
         own = folder / f"poisoned-{number}"
         shutil.rmtree(own, ignore_errors=True)
@@ -348,8 +400,6 @@ def _rollback(learner: Learner) -> bool:
     worked = retired.model_id == serving.model_id and back is not None and back.model_id in previous
     if back is not None:
         models.get(back.model_id)
-    from ptycho_bluesky.training.registry import promote
-
     promote(models, serving.model_id, "bench: forward again")
     again = models.serving()
     return bool(worked and again is not None and again.model_id == serving.model_id)

@@ -1,13 +1,11 @@
-"""The simulated experiment of `bench gate`: forty scans during which sample, probe and dose change."""
+"""The simulated experiment of `bench gate`: scans that a model is made from, then forty in which things change."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ptycho_bluesky.geometry import ObjectFrame, spiral_positions_m
 from ptycho_bluesky.metrics import mosaic_ssim
@@ -23,6 +21,7 @@ from ptycho_bluesky.trust.physics import read_physics
 __all__ = ["Change", "GateScans", "ScanOptions"]
 
 T0_S = 1_700_000_000.0
+LETTER_HEIGHT_M = 0.8e-6
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,17 @@ class Change:
 
 
 @dataclass(frozen=True)
+class _Etched:
+    """Transmission where the sample is thickest."""
+
+    max_phase_rad: float
+    min_amplitude: float
+
+
+THIN, DEEP = _Etched(-0.6, 0.95), _Etched(-1.0, 0.9)
+
+
+@dataclass(frozen=True)
 class ScanOptions:
     """What is simulated.
 
@@ -48,7 +58,10 @@ class ScanOptions:
     ----------
     size_px : int
         Rows and columns of a frame.
-    num_scans, num_points : int
+    num_before, num_scans : int
+        Scans before anything changes, from which the model and the corpus come that every learner starts with; and
+        those of the experiment.
+    num_points : int
     step_m : float
         Of the spirals.
     exposure_s : float
@@ -56,7 +69,10 @@ class ScanOptions:
     period_s : float
         From the start of a scan to that of the next, on the clock of the experiment.
     sample_change, probe_drift, dose_change : int
-        First scan that shows each.
+        First scan of the experiment that shows each.
+    after : {"deeper", "shapes"}
+        What the sample changes to, from letters: the same kind, etched 1.7 times as deep, or deeper random shapes, of
+        which a model takes tens of scans to learn all it can.
     drift_scans : int
         Scans over which the probe drifts.
     defocus_m : tuple of float
@@ -67,10 +83,11 @@ class ScanOptions:
     """
 
     size_px: int = 64
+    num_before: int = 8
     num_scans: int = 40
     num_points: int = 260
     step_m: float = 130e-9
-    exposure_s: float = 1e-3
+    exposure_s: float = 8e-3
     period_s: float = 60.0
     sample_change: int = 12
     probe_drift: int = 21
@@ -78,6 +95,7 @@ class ScanOptions:
     drift_scans: int = 3
     defocus_m: tuple[float, float] = (0.19e-3, 0.165e-3)
     dose_factor: float = 1 / 16
+    after: Literal["deeper", "shapes"] = "deeper"
     seed: int = 7
 
     @property
@@ -103,9 +121,9 @@ class GateScans:
 
     Notes
     -----
-    Every scan is of an area of its own: thin letters before the sample changes, thicker random shapes after it. (The
-    other way round a model does not get worse by the change, only a retrained one better, and no mismatch tells of it.)
-    Frames are simulated, and the reference of `score` is the true object.
+    Scans are numbered from 0, those before the experiment first. Every one is of an area of its own: thin letters
+    before the sample changes. (From shapes to letters a model does not get worse, only a retrained one better, and no
+    mismatch tells of it.) Frames are simulated, and the reference of `score` is the true object.
     """
 
     def __init__(self, options: ScanOptions) -> None:
@@ -119,7 +137,7 @@ class GateScans:
         options, experiment = self.options, self._experiment(scan)
         position = spiral_positions_m(options.num_points, options.step_m, (0.0, 0.0))
         exposure_s = self._exposure_s(scan)
-        rendered = experiment.render(position, exposure_s, seed=options.seed + 1000 * scan)
+        rendered = experiment.render(position, exposure_s, seed=1000 * options.seed + scan)
         n = len(position)
         light = {"i0": float(rendered.i0.mean()), "exposure_s": exposure_s}
         measurement = Measurement(
@@ -168,25 +186,29 @@ class GateScans:
         ).ssim
 
     def _exposure_s(self, scan: int) -> float:
-        changed = scan >= self.options.dose_change
+        changed = self._number(scan) >= self.options.dose_change
         return self.options.exposure_s * (self.options.dose_factor if changed else 1.0)
 
     def _experiment(self, scan: int) -> Experiment:
         options = self.options
-        done = np.clip((scan - options.probe_drift + 1) / options.drift_scans, 0.0, 1.0)
+        done = np.clip((self._number(scan) - options.probe_drift + 1) / options.drift_scans, 0.0, 1.0)
         first, last = options.defocus_m
         plate = replace(ZonePlate(), defocus_m=float(first + done * (last - first)))
         geometry = default_geometry(options.size_px)
         side = 2 * options.step_m * np.sqrt(options.num_points / np.pi) + 1.5e-6
-        letters = scan < options.sample_change
-        area = Area("letters" if letters else "shapes", (0.0, 0.0), side, seed=options.seed + scan)
-        sample = SampleMap([area], geometry.object_pixel_m, **(self._letters if letters else {}))  # pyright: ignore
+        changed = self._number(scan) >= options.sample_change
+        shapes = changed and options.after == "shapes"
+        area = Area("shapes" if shapes else "letters", (0.0, 0.0), side, seed=1000 * options.seed + scan)
+        etched = DEEP if changed else THIN
+        sample = SampleMap(
+            (area,),
+            geometry.object_pixel_m,
+            letter_height_m=LETTER_HEIGHT_M,
+            max_phase_rad=etched.max_phase_rad,
+            min_amplitude=etched.min_amplitude,
+        )
         return Experiment.default(options.size_px, sample, plate=plate)
 
-    @cached_property
-    def _letters(self) -> dict[str, Any]:
-        return {"max_phase_rad": -0.6, "min_amplitude": 0.95, "letter_height_m": 0.8e-6}
-
-    def shuffled(self, image: NDArray[Any], scan: int) -> NDArray[np.int64]:
-        """A permutation without fixed order, to poison labels with."""
-        return np.random.default_rng(self.options.seed + scan).permutation(len(image))
+    def _number(self, scan: int) -> int:
+        """Number of a scan in the experiment; negative before it."""
+        return scan - self.options.num_before

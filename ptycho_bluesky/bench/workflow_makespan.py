@@ -61,6 +61,10 @@ class SleepingStages:
         self._sleep("validate")
         return {}
 
+    def glance(self, job: Job, model: str) -> dict[str, Any]:
+        """Never asked for: every run is learned from."""
+        return {}
+
     def score(self, job: Job, model: str) -> dict[str, Any]:
         """Never asked for: nothing mismatches here."""
         return {"score": 0.0}

@@ -44,7 +44,7 @@ class RunNote:
     looked : bool
         Whether the policy has decided to look at it.
     validated : bool
-        Whether the serving model was compared with its labels.
+        Whether the serving model was compared with its labels, or with those of its middle.
     mismatch, gain : float or None
         See `ptycho_bluesky.training.update_policy.Finding`.
     held_out : int
@@ -70,7 +70,7 @@ class RunNote:
     @classmethod
     def of(cls, state: RunState) -> RunNote:
         """Note of a state."""
-        label, validated = state.done.get("label", {}), state.done.get("validate")
+        label, validated = state.done.get("label", {}), state.done.get("validate", state.done.get("glance"))
         return cls(
             uid=state.uid,
             stop_uid=state.stop_uid,

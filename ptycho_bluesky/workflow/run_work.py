@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import InputError, StorageError, UnreachableError
 from ptycho_bluesky.records import Measurement, ModelRecord, ModelStage
-from ptycho_bluesky.training.registry import ModelStore, promote, register
+from ptycho_bluesky.training.registry import promote, register
 from ptycho_bluesky.training.update_policy import mismatch
-from ptycho_bluesky.workflow.compute import Compute
 from ptycho_bluesky.workflow.files import write_bytes
-from ptycho_bluesky.workflow.lane import Lane
 from ptycho_bluesky.workflow.measurement_file import write_measurement_file
 from ptycho_bluesky.workflow.regimes import Regimes
 from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.run_state import RunState, run_folder
-from ptycho_bluesky.workflow.stages import Job, Stages
+from ptycho_bluesky.workflow.shared import Shared
+from ptycho_bluesky.workflow.stages import Job
 from ptycho_bluesky.workflow.tiled_store import RunSummary
-from ptycho_bluesky.workflow.updating import looks_at, needs_training, note_mismatch
+from ptycho_bluesky.workflow.updating import glances_at, looks_at, needs_training, note_mismatch
 
-__all__ = ["RunWork", "Shared", "Stopping", "Store", "StoreSource", "Withdrawn"]
+__all__ = ["RunWork", "Stopping", "Withdrawn"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,59 +49,6 @@ class _Finished(Exception):  # noqa: N818 it is no error
 
     outcome: str
     reason: str
-
-
-class Store(Protocol):
-    """What a run asks Tiled for; `ptycho_bluesky.workflow.tiled_store.TiledStore` is one."""
-
-    @property
-    def model_store(self) -> ModelStore:
-        """The model registry."""
-        ...
-
-    def read_run(self, uid: str, *, object_pixel_m: float | None = None) -> Measurement:
-        """Frames of a run."""
-        ...
-
-    def stop_uid(self, uid: str) -> str:
-        """Uid of a run's stop document, "" while it has none."""
-        ...
-
-
-class StoreSource(Protocol):
-    """Gives each thread its store."""
-
-    def store(self) -> Store:
-        """Connection of this thread."""
-        ...
-
-
-@dataclass
-class Shared:
-    """What the runs under way at one worker share.
-
-    Attributes
-    ----------
-    settings : Settings
-    stages : Stages
-    compute : Compute
-    connections : StoreSource
-    book : RunBook
-    lane : Lane
-    stop : Event
-        Set when the worker ends.
-    cancelled : set of str
-        Runs that a person has given up.
-    """
-
-    settings: Settings
-    stages: Stages
-    compute: Compute
-    connections: StoreSource
-    book: RunBook
-    lane: Lane
-    stop: threading.Event
-    cancelled: set[str]
 
 
 class RunWork:
@@ -182,6 +127,7 @@ class RunWork:
         self._read()
         self._decide("look", looks_at, "left alone: ")
         job, stages, state = self._job(), self.shared.stages, self.state
+        self._glance(job)
         self._compute("reconstruct", stages.reconstruct, job)
         reserved = self._reserved_labels()
         self._compute("label", stages.label, job, state.purpose, reserved is not None)
@@ -191,6 +137,31 @@ class RunWork:
             raise _Finished("skipped", f"its labels are not used: {label['reason']}")
         with self.shared.lane.turn(state.uid, self._give_up):
             return self._learn_in_turn(job, reserved)
+
+    def _glance(self, job: Job) -> None:
+        """End the run's work where the model is expected to fit, and fits its middle.
+
+        A run before it may still promote another model: then this one is compared with the older model, and where that
+        does not fit the whole run is looked at in its turn.
+        """
+        state = self.state
+        if "reconstruct" in state.done or not glances_at(self.settings, self.shared.book, state):
+            return
+        serving = self._fetch("glanced", self._serving())
+        if serving is None:
+            return
+        self._compute("glance", self.shared.stages.glance, job, serving)
+        note_mismatch(state, "glance", "glanced", "glance_score")
+        self._save()
+        found = state.done["glance"]["figures"].get("mismatch")
+        tolerance = self.settings.worker.mismatch_tolerance
+        if found is not None and found < tolerance:
+            frames = state.done["glance"]["figures"].get("glance_frames")
+            raise _Finished(
+                "skipped",
+                f"the model fits {frames} frames in the middle: mismatch {found:.3f} is below the tolerance of "
+                f"{tolerance:g}",
+            )
 
     def _learn_in_turn(self, job: Job, reserved: str | None) -> tuple[str, str]:
         """What depends on the models and the findings of the runs before."""
@@ -265,6 +236,7 @@ class RunWork:
             reconstruct=self.settings.reconstruct.model_dump(),
             train=self.settings.train.model_dump(),
             one_budget=worker.update == "on_mismatch",
+            look_fraction=worker.look_fraction,
             stop_file=str(self.settings.worker_dir / "stop"),
             gate={
                 "tolerance": worker.gate_tolerance,

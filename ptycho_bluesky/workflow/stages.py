@@ -28,6 +28,7 @@ from ptycho_bluesky.workflow.measurement_file import read_measurement_file
 from ptycho_bluesky.workflow.run_state import RunFolder
 
 if TYPE_CHECKING:
+    from ptycho_bluesky.reconstruction import EngineOptions
     from ptycho_bluesky.training.corpus import TrainingArrays
     from ptycho_bluesky.training.gate import Compared
 
@@ -37,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 REPORT_PERIOD_S = 0.5
 MAX_VALIDATION_FRAMES = 1000
-NUM_CAPS = 8
-"""Directions in which areas are cut off a run to score a model on it."""
 REFERENCE_SETS = 3
 """Held-out areas, of this run and of the last ones before, whose mean score a later run is measured against."""
 MAX_OLD_FRAMES = 300
@@ -63,6 +62,8 @@ class Job:
         Thresholds of the gate; see `ptycho_bluesky.training.gate.Thresholds`.
     one_budget : bool
         A training costs the budget of one scan, however many are new to the parent.
+    look_fraction : float
+        Part of a run, about its middle, that a glance reconstructs.
     """
 
     folder: str
@@ -72,6 +73,7 @@ class Job:
     stop_file: str
     gate: Mapping[str, float] = field(default_factory=dict)
     one_budget: bool = False
+    look_fraction: float = 1.0
 
     @property
     def files(self) -> RunFolder:
@@ -97,6 +99,10 @@ class Stages(Protocol):
 
     def validate(self, job: Job, model: str | None) -> dict[str, Any]:
         """Figures of the serving model on this run."""
+        ...
+
+    def glance(self, job: Job, model: str) -> dict[str, Any]:
+        """Figures of the serving model on the middle of this run."""
         ...
 
     def train(self, job: Job, runs: Sequence[str], parent: str | None, regime: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,12 +143,11 @@ class LearningStages:
         InputError
             The measurement cannot be reconstructed.
         """
-        from ptycho_bluesky.reconstruction import engine_options, reconstruct
+        from ptycho_bluesky.reconstruction import reconstruct
         from ptycho_bluesky.reconstruction.evidence import gather_evidence
 
         _set_threads(job.num_threads)
-        kind = engine_options(job.reconstruct.get("engine", "epie"))
-        options = kind.of(**{k: v for k, v in job.reconstruct.items() if k not in ("engine", "labels")})
+        options = _engine_options(job)
         measurement = read_measurement_file(job.files.measurement)
         result = reconstruct(measurement, options, progress=_Reporter(job.files, "reconstruct", "error {:.4f}"))
         reporter = _Reporter(job.files, "half-scans", "error {:.4f}")
@@ -213,6 +218,19 @@ class LearningStages:
         content = None if model is None else Path(model).read_bytes()
         figures = live_figures(measurement, reconstruction, content, job.num_threads)
         return {"figures": figures | {"score_serving": _score(job, content)}}
+
+    def glance(self, job: Job, model: str) -> dict[str, Any]:
+        """Reconstruct the middle of the run only and compare the serving model with it; nothing of it is kept."""
+        from ptycho_bluesky.workflow.glance import glance
+
+        _set_threads(job.num_threads)
+        return glance(
+            read_measurement_file(job.files.measurement),
+            _engine_options(job),
+            Path(model).read_bytes(),
+            job.look_fraction,
+            _Reporter(job.files, "glance", "error {:.4f}"),
+        )
 
     def score(self, job: Job, model: str) -> dict[str, Any]:
         """Score of a model on the labels of this run, by the figure that it had at its promotion."""
@@ -376,22 +394,14 @@ def _score(job: Job, model: bytes | None) -> float | None:
     """
     if model is None:
         return None
-    from ptycho_bluesky.models.export import from_onnx
     from ptycho_bluesky.training.corpus import read_label_set
-    from ptycho_bluesky.training.evaluate import count_scale_for, evaluate
-    from ptycho_bluesky.workflow.validation import select_frames
+    from ptycho_bluesky.training.evaluate import evaluate
+    from ptycho_bluesky.workflow.validation import score_of_areas
 
     labels, held_out = read_label_set(job.files.labels), _held_out(job)
     if held_out is None:
         return float(evaluate(model, labels, num_frames=MAX_VALIDATION_FRAMES)["score"])
-    reader, manifest = from_onnx(model)
-    scale = count_scale_for(manifest, labels)
-    angles = np.arange(NUM_CAPS) * 2 * np.pi / NUM_CAPS
-    scores = []
-    for direction in np.stack([np.sin(angles), np.cos(angles)], axis=1):
-        cap = np.argsort(np.asarray(labels.position_m) @ direction)[-len(held_out) :]
-        scores.append(float(evaluate(reader, select_frames(labels, cap), count_scale=scale)["score"]))
-    return float(np.nanmean(scores))
+    return score_of_areas(model, labels, len(held_out))
 
 
 def _parent(path: str | None, architecture: str) -> bytes | None:
@@ -429,6 +439,13 @@ def _trained_positions(corpus_dir: str) -> list[NDArray[np.float64]]:
         with h5py.File(path, "r") as file:
             positions.append(np.asarray(file["position_m"]))
     return positions
+
+
+def _engine_options(job: Job) -> EngineOptions:
+    from ptycho_bluesky.reconstruction import engine_options
+
+    kind = engine_options(job.reconstruct.get("engine", "epie"))
+    return kind.of(**{k: v for k, v in job.reconstruct.items() if k not in ("engine", "labels")})
 
 
 def _label_limits(job: Job) -> LabelSettings:

@@ -9,7 +9,7 @@ from ptycho_bluesky.training.update_policy import Action, Finding, PolicyState, 
 from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.run_state import RunState
 
-__all__ = ["findings", "looks_at", "needs_training", "note_mismatch", "policy_of", "policy_state"]
+__all__ = ["findings", "glances_at", "looks_at", "needs_training", "note_mismatch", "policy_of", "policy_state"]
 
 
 def policy_of(settings: Settings) -> UpdatePolicy | None:
@@ -46,10 +46,18 @@ def looks_at(settings: Settings, book: RunBook, state: RunState) -> tuple[bool, 
     return policy.looks_at(state.time_s, findings(book, state))
 
 
-def note_mismatch(state: RunState) -> None:
-    """Put the mismatch of a validated run beside the two figures that it is made of."""
-    figures = state.done["validate"].setdefault("figures", {})
-    promoted, score = state.done.get("parent", {}).get("score_at_promotion"), figures.get("score_serving")
+def glances_at(settings: Settings, book: RunBook, state: RunState) -> bool:
+    """Whether the middle of a run that is looked at comes first: where the policy expects that the model fits."""
+    suspended = policy_state(settings, book, state) is PolicyState.SUSPENDED
+    return suspended and state.purpose == "train" and settings.worker.look_fraction < 1.0
+
+
+def note_mismatch(
+    state: RunState, stage: str = "validate", model: str = "parent", score_name: str = "score_serving"
+) -> None:
+    """Put the mismatch of a run, or of its middle, beside the two figures that it is made of."""
+    figures = state.done[stage].setdefault("figures", {})
+    promoted, score = state.done.get(model, {}).get("score_at_promotion"), figures.get(score_name)
     if promoted is None or score is None or not (math.isfinite(promoted) and promoted > 0):
         return
     figures["serving_score_at_promotion"] = promoted

@@ -14,16 +14,20 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame
 from ptycho_bluesky.inference import load_model
 from ptycho_bluesky.metrics import mosaic_ssim
+from ptycho_bluesky.models.export import from_onnx
 from ptycho_bluesky.records import LabelSet, Measurement, Reconstruction
 from ptycho_bluesky.stitching.illumination import illumination, sample_at
 from ptycho_bluesky.stitching.mosaic import MosaicBuilder
 from ptycho_bluesky.training.area_split import split_by_area
+from ptycho_bluesky.training.evaluate import count_scale_for, evaluate
 
-__all__ = ["away_from", "live_figures", "select_frames", "split_labels"]
+__all__ = ["TRAIN_FRACTION", "away_from", "live_figures", "score_of_areas", "select_frames", "split_labels"]
 
 CHUNK_FRAMES = 64
 MIN_HELD_OUT = 16
 """Frames under which a held-out area says nothing."""
+NUM_CAPS = 8
+"""Directions in which areas are cut off a run to score a model on it."""
 TRAIN_FRACTION = 0.8
 GAPS = (0.5, 0.25)
 """Distances between training and held-out probe centres that are tried, in widths of the patch; probes light about
@@ -93,6 +97,29 @@ def select_frames(labels: LabelSet, rows: NDArray[Any]) -> LabelSet:
     names = ("image", "phase_rad", "amplitude", "position_m", "frame_index")
     columns: dict[str, Any] = {name: np.asarray(getattr(labels, name))[rows] for name in names}
     return replace(labels, **columns)
+
+
+def score_of_areas(model: bytes, labels: LabelSet, frames: int) -> float:
+    """Mean score of a model on areas cut off a label set in `NUM_CAPS` directions.
+
+    A model's score at its promotion is often that on a small area at the edge of a scan, which differs from that on a
+    whole one; areas of the same size are compared with it, several because one alone is noisy.
+
+    Parameters
+    ----------
+    model : bytes
+    labels : LabelSet
+    frames : int
+        Of each area.
+    """
+    reader, manifest = from_onnx(model)
+    scale = count_scale_for(manifest, labels)
+    angles = np.arange(NUM_CAPS) * 2 * np.pi / NUM_CAPS
+    scores = []
+    for direction in np.stack([np.sin(angles), np.cos(angles)], axis=1):
+        cap = np.argsort(np.asarray(labels.position_m) @ direction)[-frames:]
+        scores.append(float(evaluate(reader, select_frames(labels, cap), count_scale=scale)["score"]))
+    return float(np.nanmean(scores))
 
 
 def split_labels(labels: LabelSet) -> tuple[LabelSet, LabelSet] | None:

@@ -40,7 +40,8 @@ from ptycho_bluesky.workflow.requests import clear_request, requests
 from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.run_queue import RunQueue
 from ptycho_bluesky.workflow.run_state import RunState, read_stage, run_folder
-from ptycho_bluesky.workflow.run_work import RunWork, Shared, Stopping, Withdrawn
+from ptycho_bluesky.workflow.run_work import RunWork, Stopping, Withdrawn
+from ptycho_bluesky.workflow.shared import Shared
 from ptycho_bluesky.workflow.stages import LearningStages, Stages
 from ptycho_bluesky.workflow.watch import ContainerWatch
 

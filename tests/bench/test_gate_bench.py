@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ptycho_bluesky.bench.gate import STRATEGIES, GateBench, _check_options, _detected_after, _report
+from ptycho_bluesky.bench.gate import STRATEGIES, GateBench, _check_options, _detected_after, _report, counted_updates
 from ptycho_bluesky.bench.gate_scans import GateScans, ScanOptions
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.reconstruction import EpieOptions, reconstruct
+from ptycho_bluesky.simulation.scans import spiral_scan
 from ptycho_bluesky.training.regime import probe_similarity
 
-SCANS = ScanOptions(num_points=12)
+SCANS = ScanOptions(num_points=12, num_before=0)
 
 
 def test_every_change_changes_what_it_says():
@@ -25,9 +27,31 @@ def test_every_change_changes_what_it_says():
     assert similarities[0] == pytest.approx(1.0)
     assert similarities[0] > similarities[1] > similarities[2] > similarities[3]
     assert similarities[3] == similarities[4]
-    kinds = [scans._experiment(k).sample_map.areas[0].kind for k in (11, 12)]
-    assert kinds == ["letters", "shapes"]
+    assert sample(scans, 11) == ("letters", -0.6)
+    assert sample(scans, 12) == ("letters", -1.0)
+    assert sample(GateScans(replace(SCANS, after="shapes")), 12) == ("shapes", -1.0)
     assert scans.uid(31) == after.run_uid
+
+
+def sample(scans, number):
+    found = scans._experiment(number).sample_map
+    return found.areas[0].kind, found.max_phase_rad
+
+
+def test_scans_before_the_experiment_change_nothing():
+    scans = GateScans(replace(SCANS, num_before=5))
+    assert [sample(scans, k)[1] for k in (0, 16, 17)] == [-0.6, -0.6, -1.0]
+
+
+def test_every_frame_update_of_an_engine_is_counted():
+    measurement, experiment = spiral_scan(40, 64)
+    options = EpieOptions(iterations=3, holdout_fraction=0.0, check_probe=False)
+    with counted_updates() as updates:
+        reconstruct(measurement, options, probe=experiment.probe)
+    assert sum(updates) == 3 * 40
+    known = len(updates)
+    reconstruct(measurement, options, probe=experiment.probe)
+    assert len(updates) == known
 
 
 def scan(ssim, looked=True, found=None, updates=100):

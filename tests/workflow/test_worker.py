@@ -48,6 +48,7 @@ class QuickStages:
     def __init__(self, log: Path, fail: dict[str, int] | None = None, scores: Sequence[float] = ()) -> None:
         self.log, self.fail, self.scores = log, dict(fail or {}), list(scores)
         self.serving_scores: list[float] = []
+        self.glance_scores: list[float] = []
         self.rival_scores: list[float] = []
         self.gains: list[float] = []
         self.probes: dict[str, float] = {}
@@ -131,6 +132,10 @@ class QuickStages:
         write_bytes(job.files.model, content)
         write_json(job.files.record, record.as_dict())
         return {"model_id": record.model_id, "figures": {"train_runs": len(runs)}}
+
+    def glance(self, job: Job, model: str) -> dict[str, Any]:
+        self._called("glance", job)
+        return {"figures": {"glance_score": self.glance_scores.pop(0), "glance_frames": 64}}
 
     def score(self, job: Job, model: str) -> dict[str, Any]:
         self._called("score", job)
@@ -281,6 +286,24 @@ class TestRuns:
         stages.serving_scores = [0.8, 0.5]
         work_once(quick, stages)
         assert [store.decision(run.uid)["outcome"] for run in runs] == ["promoted", "skipped", "promoted"]
+
+    def test_looks_at_the_middle_first_where_the_model_is_expected_to_fit(self, quick, store, raw_dir, stages):
+        quick.worker.update, quick.worker.probe_interval_s = "on_mismatch", 0.0
+        quick.worker.look_fraction, quick.worker.max_in_flight = 0.5, 1
+        runs = [put_run(store, raw_dir, seed=seed) for seed in range(4)]
+        stages.serving_scores, stages.glance_scores = [0.78, 0.5], [0.79, 0.5]
+        work_once(quick, stages)
+        first, whole, middle, drifted = (store.decision(run.uid) for run in runs)
+        # Until the model is known to fit, whole runs are looked at.
+        assert "glance" not in stages.calls(runs[0].uid) + stages.calls(runs[1].uid)
+        assert [each["outcome"] for each in (first, whole, middle)] == ["promoted", "skipped", "skipped"]
+        assert stages.calls(runs[2].uid) == ["glance"]
+        assert "64 frames in the middle" in middle["reason"]
+        assert middle["figures"]["mismatch"] == pytest.approx(1 - 0.79 / 0.8)
+        # Where the middle does not fit, the whole run is looked at and decides.
+        assert stages.calls(runs[3].uid)[:4] == ["glance", "reconstruct", "label", "validate"]
+        assert drifted["outcome"] == "promoted"
+        assert drifted["figures"]["mismatch"] == pytest.approx(1 - 0.5 / 0.8)
 
     def test_follows_while_retraining_gains(self, quick, store, raw_dir, stages):
         quick.worker.update, quick.worker.max_in_flight, quick.worker.settle_gain = "on_mismatch", 1, 0.05
