@@ -77,6 +77,11 @@ class PtychoNN(Network):
 
     ``decoder1`` gives the amplitude (sigmoid), ``decoder2`` the phase (π·tanh); `forward` answers the phase, `values`
     both.
+
+    Parameters
+    ----------
+    initialisation : {"he", "torch"}
+        As of `PtychoNN2`.
     """
 
     stages: ClassVar[tuple[Stage, ...]] = (
@@ -85,12 +90,13 @@ class PtychoNN(Network):
         Stage("decoder2", "code", PHASE),
     )
 
-    def __init__(self) -> None:
+    def __init__(self, initialisation: Literal["he", "torch"] = "he") -> None:
         super().__init__()
         self.encoder = _encoder(32)
         self.decoder1 = _decoder(32, nn.Sigmoid())
         self.decoder2 = _decoder(32, ScaledTanh())
-        initialise_he(self)
+        if initialisation == "he":
+            initialise_he(self)
 
     @property
     def architecture(self) -> str:

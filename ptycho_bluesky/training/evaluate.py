@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import ObjectFrame, crop_centre
-from ptycho_bluesky.metrics import mosaic_ssim
+from ptycho_bluesky.metrics import mosaic_ssim, pearson
 from ptycho_bluesky.models.export import from_onnx
 from ptycho_bluesky.models.reader import PhaseReader
 from ptycho_bluesky.records import LabelSet
@@ -110,7 +110,8 @@ def evaluate(
     dict
         ``score`` (structural similarity of the two stitched images, by `ptycho_bluesky.metrics.mosaic_ssim`),
         ``constant`` (what a constant image scores), ``l1_rad`` (mean absolute phase error, weighted by illumination,
-        the constant of the whole set removed), ``pearson`` (of patches, lit pixels), ``frames``.
+        the constant of the whole set removed), ``pearson`` (of patches, lit pixels; 0 for a network that answers a
+        constant), ``frames``.
 
     Raises
     ------
@@ -130,11 +131,12 @@ def evaluate(
     error = np.abs(error - np.median(error[:, lit]))
     stitched, reference = (stitch_patches(p, position, labels.pixel_size_m, weight) for p in (guess, truth))
     light = stitch_patches(np.zeros_like(truth), position, labels.pixel_size_m, np.where(lit, weight, 0.0))
+    correlation = pearson(guess[:, lit], truth[:, lit])
     ssim = mosaic_ssim(stitched.phase_rad, reference.phase_rad, light.coverage, light.weight, max_shift_px=0)
     return {
         "score": ssim.ssim,
         "constant": ssim.constant,
         "l1_rad": float((error * weight).sum() / (weight.sum() * len(error))),
-        "pearson": float(np.corrcoef(guess[:, lit].ravel(), truth[:, lit].ravel())[0, 1]),
+        "pearson": 0.0 if np.isnan(correlation) else correlation,
         "frames": len(guess),
     }

@@ -51,7 +51,7 @@ class TrainOptions(BaseModel):
         default="auto", description="auto: bfloat16 where the processor multiplies it natively."
     )
     initialisation: Literal["he", "torch"] = Field(
-        default="he", description="Of PtychoNN 2.0 without a parent: He's, or PyTorch's default."
+        default="he", description="Of a published network without a parent: He's, or PyTorch's default."
     )
     inputs: Literal["centred_root", "root", "counts"] = Field(
         default="centred_root", description="What the network sees: √counts less their mean, √counts, or the counts."

@@ -20,7 +20,7 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import crop_centre
 from ptycho_bluesky.models import build, network_options
 from ptycho_bluesky.models.export import from_onnx, read_manifest, to_onnx
-from ptycho_bluesky.models.ptychonn import PtychoNN2
+from ptycho_bluesky.models.ptychonn import PtychoNN, PtychoNN2
 from ptycho_bluesky.models.reader import PhaseReader
 from ptycho_bluesky.records import LabelSet, ModelRecord, ModelStage
 from ptycho_bluesky.training.checkpoint import Checkpoint
@@ -259,9 +259,13 @@ def _start(options: TrainOptions, arrays: TrainingArrays, parent: bytes | None) 
         torch.manual_seed(options.seed)
         mean_frame = arrays.image.mean(axis=0, dtype=np.float64)
         network = build(options.architecture, **network_options(options.architecture, mean_frame))
-        plain = options.recipe == "published" or options.initialisation == "torch"
-        if plain and options.architecture == "ptychonn2":
-            network = PtychoNN2("torch")
+        published = {"ptychonn2": PtychoNN2, "ptychonn": PtychoNN}.get(options.architecture)
+        if published and (options.recipe == "published" or options.initialisation == "torch"):
+            network = published("torch")
+        elif options.initialisation == "torch":
+            raise InputError(
+                f"initialisation 'torch' of {options.architecture}", "a lean network begins with he", "leave it out"
+            )
         return _Start(PhaseReader(network, preprocessing), "", 0)
     reader, manifest = from_onnx(parent)
     if reader.network.architecture != options.architecture:

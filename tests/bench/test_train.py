@@ -7,7 +7,7 @@ import pytest
 
 from ptycho_bluesky.bench.learning import LearningBench, read_scores, rows_of, run
 from ptycho_bluesky.bench.learning_pictures import draw_curve, draw_pictures
-from ptycho_bluesky.bench.train import Contender, TrainBench, time_to_reach
+from ptycho_bluesky.bench.train import Contender, TrainBench, time_rows, time_to_reach
 from ptycho_bluesky.bench.train import run as run_train
 from ptycho_bluesky.errors import InputError
 
@@ -19,31 +19,60 @@ def test_the_time_to_a_loss_is_that_of_the_first_point_as_low():
 
 
 def test_validation_is_not_counted_as_training():
-    contender = Contender(iter([8] * 1_000_000), lambda: 0.25)
-    contender.advance(0.01)
-    contender.advance(0.01)
-    assert [loss for _, loss in contender.curve] == [0.25, 0.25]
-    assert contender.curve[1][0] == pytest.approx(0.02, abs=0.01)
-    assert contender.frames == pytest.approx(sum(contender.rates) * 0.01, rel=0.5)
+    now = [0.0]
+
+    def pass_time(seconds, value):
+        now[0] += seconds
+        return value
+
+    steps = (pass_time(0.5, 8) for _ in range(100))
+    contender = Contender(steps, lambda: pass_time(100.0, 0.25), clock=lambda: now[0])
+    contender.advance(1.2)
+    contender.advance(1.0)
+    assert contender.curve == [(1.5, 0.25), (2.5, 0.25)]
+    assert contender.rates == [16.0, 16.0]
+    assert contender.frames == 40
+
+
+def test_a_target_needs_a_released_loop_that_has_left_the_constant():
+    ours = [(1.0, 0.35), (2.0, 0.27), (3.0, 0.2)]
+    learned = [(3.0, 0.35), (6.0, 0.28), (9.0, 0.25)]
+    rows = {row.metric: row for row in time_rows(ours, learned, 0.3)}
+    assert (rows["time_to_loss"].ours, rows["time_to_loss"].passed) == (3.0, True)
+    assert (rows["seconds_to_loss"].ours, rows["seconds_to_loss"].baseline) == (3.0, 9.0)
+    assert (rows["seconds_to_leave_constant"].ours, rows["seconds_to_leave_constant"].baseline) == (2.0, 6.0)
+    stuck = [(3.0, 0.35), (6.0, 0.29)]
+    rows = {row.metric: row for row in time_rows(ours, stuck, 0.3)}
+    assert rows["time_to_loss"].passed is None
+    assert rows["seconds_to_leave_constant"].baseline == 6.0
+    assert "not reached" in rows["seconds_to_leave_constant"].baseline_name
+    rows = {row.metric: row for row in time_rows(ours[:1], learned, 0.3)}
+    assert (rows["time_to_loss"].ours, rows["time_to_loss"].passed) == (0.0, False)
+    assert rows.keys() == {"loss_of_a_constant", "time_to_loss"}
 
 
 @pytest.mark.slow
 def test_rows_of_a_tiny_training(monkeypatch):
     monkeypatch.setattr("ptycho_bluesky.bench.train.WARM_UP_S", 0.05)
     bench = TrainBench(
-        size_px=64, num_scans=1, num_points=70, seconds=0.2, slice_s=0.1, num_threads=1, validation_frames=20
+        num_scans=1, num_points=70, seconds=0.2, slice_s=0.1, rate_size_px=64, rate_seconds=0.1, validation_frames=20
     )
     rows, found = run_train(bench)
     named = {row.metric: row for row in rows}
-    assert {"train_frames_per_s", "time_to_loss"} <= named.keys()
+    assert {"train_frames_per_s", "frames_per_s_64px", "time_to_loss"} <= named.keys()
     assert named["train_frames_per_s"].target == 2.0
     assert np.isfinite([row.ours for row in rows]).all()
-    assert len(found["curves"]["ours"]) == 2
+    assert [len(found["curves"][name]) for name in ("ours", "released")] == [2, 2]
+    assert found["frames"]["released"] > 0
 
 
 def test_benches_without_a_turn_or_a_trend_are_refused():
     with pytest.raises(InputError, match="turn"):
         TrainBench(seconds=1.0, slice_s=2.0)
+    with pytest.raises(InputError, match="above 0"):
+        TrainBench(our_share=0.0)
+    with pytest.raises(InputError, match="speeds"):
+        TrainBench(rate_seconds=0.0)
     with pytest.raises(InputError, match="trend"):
         LearningBench(num_letters=1)
 

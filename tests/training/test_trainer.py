@@ -20,7 +20,7 @@ from ptycho_bluesky.training.options import TrainOptions
 from ptycho_bluesky.training.recipes import learning_rate, make_plan
 from ptycho_bluesky.training.registry import content_id
 from ptycho_bluesky.training.symmetry import probe_asymmetry, symmetric_operations
-from ptycho_bluesky.training.trainer import TrainingStoppedError, train
+from ptycho_bluesky.training.trainer import TrainingStoppedError, prepare, train
 from ptycho_bluesky.training.training_data import gather
 
 QUICK = TrainOptions(frames_per_scan=160, batch_size=16, num_threads=1, precision="float32")
@@ -107,6 +107,17 @@ def test_published_recipe_is_what_was_published(labels_a, reserved):
     np.testing.assert_array_equal(plan.loss_weight, 1)
 
 
+def test_published_networks_begin_as_the_recipe_says(labels_a, reserved):
+    for architecture in ("ptychonn2", "ptychonn"):
+        for recipe, zero in (("published", False), ("default", True)):
+            options = QUICK.model_copy(update={"architecture": architecture, "recipe": recipe})
+            network = prepare([labels_a], options, validation=reserved).loop.network
+            biases = [value for name, value in network.named_parameters() if name.endswith("bias")]
+            assert all(bool((bias == 0).all()) is zero for bias in biases)
+    with pytest.raises(InputError, match="lean8"):
+        prepare([labels_a], QUICK.model_copy(update={"architecture": "lean8", "initialisation": "torch"}))
+
+
 def test_parents_that_do_not_fit_are_refused(labels_a, reserved):
     parent = train([labels_a], QUICK.model_copy(update={"frames_per_scan": 16})).content
     with pytest.raises(InputError, match="preprocessing"):
@@ -178,6 +189,16 @@ def test_stitched_labels_score_one_and_a_constant_nothing(labels_a):
     figures = evaluate(result.content, labels_a)
     assert abs(figures["constant"]) < 0.05
     assert figures["frames"] == len(labels_a)
+
+
+def test_a_network_that_answers_a_constant_has_figures(labels_a):
+    reader, _ = from_onnx(train([labels_a], QUICK.model_copy(update={"frames_per_scan": 16})).content)
+    with torch.no_grad():
+        for parameter in reader.network.parameters():
+            parameter.zero_()
+    figures = evaluate(reader, labels_a)
+    assert figures["pearson"] == 0.0
+    assert np.isfinite(list(figures.values())).all()
 
 
 def test_the_published_recipe_holds_an_area_out(labels_a):
