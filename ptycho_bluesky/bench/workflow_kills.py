@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -30,7 +31,9 @@ WAITING_RUNS = 3
 """Runs that are kept undecided while kills go on."""
 PAUSE_S = (0.5, 6.0)
 STAGE_WAIT_S = 40.0
-DRAIN_S = 300.0
+NOTHING_TO_KILL_S = 180.0
+QUIET_S, DRAIN_S = 240.0, 1200.0
+"""The wait for the last decisions ends when nothing has moved for so long, or altogether after so long."""
 
 
 @dataclass
@@ -113,14 +116,21 @@ class Facility:
         return True
 
     def _executor_pids(self) -> list[int]:
-        """Processes of the worker's pool (Linux)."""
+        """Processes of the worker's pool."""
         pid = self.children["worker"].pid
-        try:
-            names = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            lines = {int(name): Path(f"/proc/{name}/cmdline").read_bytes() for name in names}
-        except OSError:
-            return []
-        return [child for child, line in lines.items() if b"spawn_main" in line]
+        return [] if pid is None else spawned_by(pid)
+
+
+def spawned_by(pid: int) -> list[int]:
+    """Python processes that a process has spawned, from whichever of its threads (Linux)."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        # What ends meanwhile is passed over.
+        with contextlib.suppress(OSError):
+            for name in path.read_text().split():
+                if b"spawn_main" in Path(f"/proc/{name}/cmdline").read_bytes():
+                    found.append(int(name))
+    return found
 
 
 def survive(
@@ -181,7 +191,7 @@ def _kill_at_random(
     """Take scans and kill; ends before its time, saying why in the report, when told to or nothing comes back."""
     settings = facility.settings
     targets = [target for _ in range(-(-count // len(TARGETS))) for target in rng.sample(TARGETS, len(TARGETS))]
-    targets = targets[:count]
+    targets, killed_s = targets[:count], time.monotonic()
     try:
         while targets:
             _feed(settings, runs)
@@ -190,7 +200,11 @@ def _kill_at_random(
                 _wait(lambda: "train" in _stages(settings, runs), STAGE_WAIT_S, lambda: _feed(settings, runs))
             stages, began = _stages(settings, runs), time.monotonic()
             if facility.kill(targets[0]):
+                killed_s = time.monotonic()
                 yield {"target": targets.pop(0), "stages": stages, "back_s": time.monotonic() - began}
+            elif time.monotonic() - killed_s > NOTHING_TO_KILL_S:
+                report.ended = f"for {NOTHING_TO_KILL_S:.0f} s there was no {targets[0]} to kill"
+                return
     except KeyboardInterrupt:
         report.ended = "interrupted"
     except UnreachableError as error:
@@ -221,16 +235,21 @@ def _stages(settings: Settings, runs: list[Run]) -> list[str]:
 
 def _drain(settings: Settings, runs: list[Run]) -> None:
     """Wait until every run is decided on in Tiled, but not for ever."""
+    uids, moved_s, before = {run.uid for run in runs}, time.monotonic(), None
     with TiledStore.connect(settings.tiled, wait_s=60.0) as store:
-        uids = {run.uid for run in runs}
 
-        def decided() -> bool:
+        def ended() -> bool:
+            nonlocal moved_s, before
+            now = [(state.uid, state.stage, len(state.done), state.outcome) for state in _states(settings)]
+            if now != before:
+                moved_s, before = time.monotonic(), now
             try:
-                return uids <= {uid for uid, _ in store.decided_runs()}
+                decided = uids <= {uid for uid, _ in store.decided_runs()}
             except UnreachableError:
-                return False
+                decided = False
+            return decided or time.monotonic() - moved_s > QUIET_S
 
-        _wait(decided, DRAIN_S, pause_s=1.0)
+        _wait(ended, DRAIN_S, pause_s=1.0)
 
 
 def _count(settings: Settings, runs: list[Run], report: KillReport) -> None:

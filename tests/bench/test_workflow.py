@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import threading
+import time
 from dataclasses import replace
 
 import event_model
@@ -88,3 +92,38 @@ def test_kills_take_turns_and_end_when_they_must(tmp_path, monkeypatch, error, e
     assert "runs_lost" not in rows
     counted = _kill_rows(WorkflowBench(kills=7), replace(report, kills=found, lost=["a"], counted=True))
     assert {row.metric: row.passed for row in counted}["runs_lost"] is False
+
+
+def test_kills_end_when_there_is_nothing_to_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow_kills, "PAUSE_S", (0.0, 0.001))
+    monkeypatch.setattr(workflow_kills, "STAGE_WAIT_S", 0.0)
+    monkeypatch.setattr(workflow_kills, "NOTHING_TO_KILL_S", 0.05)
+    monkeypatch.setattr(workflow_kills, "_feed", lambda settings, runs: None)
+    facility, report = FakeFacility(settings_in(tmp_path), 0, None), KillReport()
+    monkeypatch.setattr(facility, "kill", lambda target: False)
+    assert list(workflow_kills._kill_at_random(facility, 5, random.Random(0), [], report)) == []
+    assert "to kill" in report.ended
+
+
+def test_processes_of_every_thread_are_found():
+    context, made = multiprocessing.get_context("spawn"), []
+
+    def spawn() -> None:
+        process = context.Process(target=time.sleep, args=(60.0,))
+        process.start()
+        made.append(process)
+
+    spawn()
+    keep = threading.Event()
+    thread = threading.Thread(target=lambda: (spawn(), keep.wait(60.0)))
+    thread.start()
+    try:
+        assert workflow_kills._wait(lambda: len(made) == 2, 30.0)
+        assert {process.pid for process in made} <= set(workflow_kills.spawned_by(os.getpid()))
+    finally:
+        keep.set()
+        thread.join()
+        for process in made:
+            process.kill()
+            process.join()
+            process.close()
