@@ -30,7 +30,7 @@ FRAMES = 260
 WAITING_RUNS = 3
 """Runs that are kept undecided while kills go on."""
 PAUSE_S = (0.5, 6.0)
-STAGE_WAIT_S = 40.0
+STAGE_WAIT_S = 60.0
 NOTHING_TO_KILL_S = 180.0
 QUIET_S, DRAIN_S = 240.0, 1200.0
 """The wait for the last decisions ends when nothing has moved for so long, or altogether after so long."""
