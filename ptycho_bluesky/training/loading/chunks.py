@@ -7,26 +7,31 @@ so the bytes of many rows are read at once here, and each row is decoded straigh
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import h5py
 import numpy as np
-from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue] - compiled
 from numpy.typing import NDArray
 
-__all__ = ["BlockWorkers", "RowTable", "read_rows", "row_table"]
+from ptycho_bluesky.training.loading.blocks import BlockFile, BlockReaders
+from ptycho_bluesky.training.loading.unpacking import unpack_rows
+
+__all__ = ["RowTable", "read_rows", "row_table"]
 
 BLOSC_FILTER = 32001
 """Number of the Blosc filter in the HDF Group's registry."""
-GAP_BYTES = 32 * 1024
-"""A gap that is read along. All requests are announced to the kernel at once and wait for the disk together, so that a
-larger one costs more than another request."""
-BLOCK_BYTES = 512 * 1024
+BLOCK_BYTES = 1024 * 1024
 """Bytes of one read, unless a single row is larger; they are still in the processor's cache when they are unpacked."""
+DENSE = 0.15
+"""Part of a stretch of a file from which on it pays to stream through it; single rows are announced to the kernel."""
+GAP_BYTES = 32 * 1024
+"""A gap that is read along between announced rows: these wait for the disk together, and a larger one costs more than
+another request."""
+STREAMED_GAP_BYTES = 256 * 1024
+"""The same while a file is streamed through: what a disk reads in the time that one more request takes."""
 
 
 @dataclass(frozen=True)
@@ -82,24 +87,23 @@ def row_table(dataset: h5py.Dataset) -> RowTable | None:
 
 
 def read_rows(
-    descriptor: int,
+    file: BlockFile,
     tables: Mapping[str, RowTable],
     rows: NDArray[np.int64],
     out: Mapping[str, NDArray[Any]],
-    workers: BlockWorkers,
+    readers: BlockReaders,
 ) -> int:
     """Read rows of several datasets of one file.
 
     Parameters
     ----------
-    descriptor : int
-        Of the open file.
+    file : BlockFile
     tables : dict of str to RowTable
     rows : ndarray of int64, shape (n,)
         Strictly rising.
     out : dict of str to ndarray, shape (n, ...)
         C-contiguous; filled.
-    workers : BlockWorkers
+    readers : BlockReaders
 
     Returns
     -------
@@ -109,103 +113,67 @@ def read_rows(
     Raises
     ------
     OSError
-        The file ends before a row does.
+        The file ends before a row does, or a row cannot be unpacked.
     """
+    for name, table in tables.items():
+        out[name][table.size[rows] == 0] = 0
+    found = _places(tables, rows, out)
+    if not len(found.first):
+        return 0
+    span_bytes = int(found.first[-1] + found.size[-1] - found.first[0])
+    dense = int(found.size.sum()) > DENSE * span_bytes
+    groups = _groups(found.first, found.size, STREAMED_GAP_BYTES if dense else GAP_BYTES)
+    spans = [(int(found.first[begin]), int(found.first[end - 1] + found.size[end - 1])) for begin, end in groups]
+    spans = [(base, behind - base) for base, behind in spans]
+    read = file.streamed if dense and len(spans) > 1 else file.announced
+    with closing(read(spans, readers)) as contents:
+        for (begin, end), (base, _), content in zip(groups, spans, contents, strict=True):
+            part = slice(begin, end)
+            damaged = unpack_rows(
+                content, found.first[part] - base, found.size[part], found.packed[part], found.address[part],
+                found.row_bytes[part],
+            )  # fmt: skip
+            if damaged >= 0:
+                raise OSError(f"the chunk at byte {found.first[begin + damaged]} cannot be unpacked")
+    return len(spans)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Rows of all datasets in the order in which they lie in the file; arrays of shape (n,), see `unpack_rows`."""
+
+    first: NDArray[np.int64]
+    size: NDArray[np.int64]
+    packed: NDArray[np.bool_]
+    address: NDArray[np.int64]
+    row_bytes: NDArray[np.int64]
+
+
+def _places(tables: Mapping[str, RowTable], rows: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> _Places:
+    """Where each row comes from and where it goes; without those that were never written."""
     names = list(tables)
+    each_bytes = [out[name].itemsize * int(np.prod(out[name].shape[1:])) for name in names]
     first = np.concatenate([tables[name].first[rows] for name in names])
     size = np.concatenate([tables[name].size[rows] for name in names]).astype(np.int64)
     packed = np.concatenate([tables[name].packed[rows] for name in names])
-    for name in names:
-        out[name][tables[name].size[rows] == 0] = 0
+    row_bytes = np.repeat(np.array(each_bytes, dtype=np.int64), len(rows))
+    address = np.concatenate(
+        [out[name].ctypes.data + each * np.arange(len(rows)) for name, each in zip(names, each_bytes, strict=True)]
+    )
     order = np.argsort(first, kind="stable")
     order = order[size[order] > 0]
-    blocks = []
-    for begin, end in _blocks(first[order], size[order]):
-        part = order[begin:end]
-        base = int(first[part[0]])
-        blocks.append((part, base, int((first[part] + size[part]).max()) - base))
-    for _, base, length in blocks:  # the disk reads on while the first block is unpacked
-        os.posix_fadvise(descriptor, base, length, os.POSIX_FADV_WILLNEED)
-
-    def unpack(block: tuple[NDArray[np.int64], int, int], scratch: bytearray) -> None:
-        part, base, length = block
-        content = _read(descriptor, base, length, scratch)
-        places = zip(part.tolist(), (first[part] - base).tolist(), size[part].tolist(), strict=True)
-        for number, start, packed_size in places:
-            target = out[names[number // len(rows)]][number % len(rows)]
-            _decode(content[start : start + packed_size], target, bool(packed[number]))
-
-    workers.each(unpack, blocks)
-    return len(blocks)
+    return _Places(first[order], size[order], packed[order], address[order], row_bytes[order])
 
 
-class BlockWorkers:
-    """Threads that read and unpack blocks, each with memory of its own: fresh memory would cost as much as unpacking.
-
-    Reading and unpacking leave the interpreter to others; still more than one pays only where cores are idle.
-
-    Parameters
-    ----------
-    num_threads : int
-        1 works in the calling thread.
-    """
-
-    def __init__(self, num_threads: int) -> None:
-        self._num_threads = num_threads
-        self._pool = ThreadPoolExecutor(num_threads, "unpack") if num_threads > 1 else None
-        self._scratch = [bytearray(BLOCK_BYTES) for _ in range(num_threads)]
-
-    def each(self, work: Callable[[Any, bytearray], None], items: Sequence[Any]) -> None:
-        """Do work for every item, each thread every so-manyth one."""
-        if self._pool is None or len(items) < 2 * self._num_threads:
-            _each(work, items, self._scratch[0])
-            return
-        shares = [
-            self._pool.submit(_each, work, items[number :: self._num_threads], scratch)
-            for number, scratch in enumerate(self._scratch)
-        ]
-        wait(shares)
-        for share in shares:
-            share.result()
-
-    def close(self) -> None:
-        """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-
-
-def _each(work: Callable[[Any, bytearray], None], items: Sequence[Any], scratch: bytearray) -> None:
-    for item in items:
-        work(item, scratch)
-
-
-def _blocks(first: NDArray[np.int64], size: NDArray[np.int64]) -> Sequence[tuple[int, int]]:
-    """Groups of rows to read at once, as slices: no gap over `GAP_BYTES`, no group over `BLOCK_BYTES`."""
+def _groups(first: NDArray[np.int64], size: NDArray[np.int64], max_gap_bytes: int) -> Sequence[tuple[int, int]]:
+    """Rows to read at once, as slices: no gap over the one given, no group over `BLOCK_BYTES`."""
     found: list[tuple[int, int]] = []
     begin = 0
     ends = (first + size).tolist()
     starts = first.tolist()
     for place in range(1, len(starts)):
-        if starts[place] - ends[place - 1] > GAP_BYTES or ends[place] - starts[begin] > BLOCK_BYTES:
+        if starts[place] - ends[place - 1] > max_gap_bytes or ends[place] - starts[begin] > BLOCK_BYTES:
             found.append((begin, place))
             begin = place
-    if starts:
-        found.append((begin, len(starts)))
+    found.append((begin, len(starts)))
     return found
-
-
-def _read(descriptor: int, offset: int, size: int, scratch: bytearray) -> memoryview:
-    view, done = memoryview(scratch if len(scratch) >= size else bytearray(size))[:size], 0
-    while done < size:
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if not count:
-            raise OSError(f"the file ends at byte {offset + done}; {size - done} more were expected")
-        done += count
-    return view
-
-
-def _decode(content: memoryview, target: NDArray[Any], packed: bool) -> None:
-    if packed:
-        blosc.decompress(content, target)
-    else:
-        target[...] = np.frombuffer(content, target.dtype).reshape(target.shape)

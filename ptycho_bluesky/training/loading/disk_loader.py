@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -99,13 +99,13 @@ class DiskLoader:
     def __len__(self) -> int:
         return self.num_epochs * self.schedule.steps_per_epoch - self.first_step
 
-    def __iter__(self) -> Iterator[LoadedBatch]:
+    def __iter__(self) -> Generator[LoadedBatch]:
         steps = self.schedule.steps(self.rank, self.num_epochs)
         buffer = _Buffer(self.store, self.schedule.buffer_frames)
         buffer.fill(_contents(islice(steps, self.first_step)))
         return self._batches(steps, buffer)
 
-    def _batches(self, steps: Iterator[Step], buffer: _Buffer) -> Iterator[LoadedBatch]:
+    def _batches(self, steps: Iterator[Step], buffer: _Buffer) -> Generator[LoadedBatch]:
         for window, fresh, read_rows in ahead(self._windows(steps), self._read):
             for step in window:
                 arrays = self._gather(step, buffer, fresh, read_rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.loading.chunks import BlockWorkers, RowTable, read_rows, row_table
+from ptycho_bluesky.training.loading.blocks import BlockFile, BlockReaders
+from ptycho_bluesky.training.loading.chunks import BLOCK_BYTES, RowTable, read_rows, row_table
+from ptycho_bluesky.training.loading.unpacking import prepare
 
 __all__ = ["FrameStore", "merge_ranges"]
 
@@ -59,11 +60,11 @@ def merge_ranges(rows: NDArray[np.int64], max_gap: int = 0) -> NDArray[np.int64]
 class _Opened:
     """A file that is being read; of one whose rows are read by their bytes, HDF5 itself has no need any more."""
 
-    descriptor: int
+    blocks: BlockFile
     file: h5py.File | None
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        self.blocks.close()
         if self.file is not None:
             self.file.close()
 
@@ -84,8 +85,6 @@ class FrameStore:
         See `merge_ranges`; of rows that are read by h5py.
     rows : ndarray of int64, optional
         Strictly rising: of all rows only these are in the store, numbered through anew.
-    num_threads : int
-        That read and unpack many rows; more than one pays only where cores are idle.
 
     Attributes
     ----------
@@ -110,7 +109,6 @@ class FrameStore:
         columns: Sequence[str] = LABEL_SET_COLUMNS,
         max_gap: int = 0,
         rows: NDArray[np.int64] | None = None,
-        num_threads: int = 1,
     ) -> None:
         if not files:
             raise InputError("no files", "a corpus holds at least one label set")
@@ -123,11 +121,12 @@ class FrameStore:
         self._tables: dict[int, dict[str, RowTable] | None] = {}
         self._open: OrderedDict[int, _Opened] = OrderedDict()
         self._closed = False
-        self._workers = BlockWorkers(num_threads)
+        self._readers = BlockReaders(BLOCK_BYTES)
         self._rows = rows
         if rows is not None and len(rows) and not 0 <= rows[0] <= rows[-1] < self._first[-1]:
             raise InputError(f"rows {rows[0]} to {rows[-1]}", f"the files have {self._first[-1]}")
         self.frames_read = self.calls = 0
+        prepare()
 
     def _check(self, path: Path) -> int:
         sizes: set[int] = set()
@@ -201,7 +200,7 @@ class FrameStore:
         tables = self._tables[number]
         try:
             if tables is not None:
-                self.calls += read_rows(opened.descriptor, tables, rows, out, self._workers)
+                self.calls += read_rows(opened.blocks, tables, rows, out, self._readers)
             elif opened.file is not None:
                 self._read_ranges(opened.file, rows, out)
         except (OSError, RuntimeError) as error:
@@ -240,13 +239,13 @@ class FrameStore:
             if self._tables[number] is not None:
                 file.close()
                 file = None
-        self._open[number] = _Opened(os.open(path, os.O_RDONLY), file)
+        self._open[number] = _Opened(BlockFile(path), file)
         return self._open[number]
 
     def close(self) -> None:
         """Close the files."""
         self._closed = True
-        self._workers.close()
+        self._readers.close()
         while self._open:
             self._open.popitem()[1].close()
 

@@ -1,0 +1,155 @@
+"""Blocks of bytes of a file: several large ones under way at once past the page cache, or many small ones announced."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BlockFile", "BlockReaders", "Span"]
+
+READERS = 3
+"""Blocks under way at once while one is unpacked: a disk is fast only when several requests wait for it."""
+
+Span = tuple[int, int]
+"""First byte and number of bytes."""
+
+
+class BlockReaders:
+    """Threads that read blocks, and the memory that they read into.
+
+    Memory is used again and again: fresh one would cost as much as unpacking. The threads begin with the first stream
+    and live until they are closed: under load a thread takes longer to begin than a block to be read.
+
+    Parameters
+    ----------
+    block_bytes : int
+        Of each of its `READERS` + 1 parts; one that is too small for a block is replaced.
+    """
+
+    def __init__(self, block_bytes: int) -> None:
+        self._part_bytes = block_bytes + 2 * mmap.PAGESIZE
+        self._parts: list[mmap.mmap | None] = [None] * (READERS + 1)
+        self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """The threads."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(READERS, "read-blocks")
+        return self._threads
+
+    def part(self, number: int, num_bytes: int) -> memoryview:
+        """Part in turn, of at least so many bytes; it begins at a page, as requests past the page cache must."""
+        place = number % len(self._parts)
+        found = self._parts[place]
+        if found is None or len(found) < num_bytes:
+            found = self._parts[place] = mmap.mmap(-1, max(num_bytes, self._part_bytes))
+        return memoryview(found)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._threads is not None:
+            self._threads.shutdown()
+
+
+class BlockFile:
+    """A file that is read in blocks.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    OSError
+        It cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._direct: int | None = None
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)
+        if self._direct is not None and self._direct != self._descriptor:
+            os.close(self._direct)
+        self._direct = None
+
+    def announced(self, spans: Sequence[Span], readers: BlockReaders) -> Generator[NDArray[np.uint8]]:
+        """Content of blocks in order; the kernel hears of all of them first, and reads on while the first is used.
+
+        Raises
+        ------
+        OSError
+            The file ends before a block does.
+        """
+        for base, length in spans:
+            os.posix_fadvise(self._descriptor, base, length, os.POSIX_FADV_WILLNEED)
+        for span in spans:
+            yield _read(self._descriptor, span, readers, 0)
+
+    def streamed(self, spans: Sequence[Span], readers: BlockReaders) -> Generator[NDArray[np.uint8]]:
+        """Content of large blocks in order, `READERS` of them under way at once, past the page cache.
+
+        What passes through the page cache is copied once more, and drives out of it what is used again; a corpus
+        larger than memory is not. Where a file system knows no such requests, the page cache serves.
+
+        Raises
+        ------
+        OSError
+            The file ends before a block does.
+        """
+        descriptor = self._direct_descriptor()
+        waiting: deque[Future[NDArray[np.uint8]]] = deque()
+        try:
+            for number, span in enumerate(spans):
+                waiting.append(readers.threads.submit(self._read_direct, descriptor, span, readers, number))
+                if len(waiting) > READERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # memory that is still being read into must not be used again, nor its file be closed
+            wait(waiting)
+
+    def _read_direct(self, descriptor: int, span: Span, readers: BlockReaders, number: int) -> NDArray[np.uint8]:
+        try:
+            return _read(descriptor, span, readers, number)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return _read(self._descriptor, span, readers, number)
+
+    def _direct_descriptor(self) -> int:
+        if self._direct is None:
+            try:
+                self._direct = os.open(self._path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._direct = self._descriptor
+        return self._direct
+
+
+def _read(descriptor: int, span: Span, readers: BlockReaders, number: int) -> NDArray[np.uint8]:
+    """Bytes of a span, read in whole pages."""
+    base, length = span
+    before = base % mmap.PAGESIZE
+    wanted = before + length
+    pages = -(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE
+    view, done = readers.part(number, pages)[:pages], 0
+    while done < wanted:
+        count = os.preadv(descriptor, [view[done:]], base - before + done)
+        if not count:
+            raise OSError(f"the file ends at byte {base - before + done}; {wanted - done} more were expected")
+        done += count
+    return np.frombuffer(view, np.uint8)[before:wanted]
