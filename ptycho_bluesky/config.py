@@ -247,6 +247,12 @@ class TrainSettings(_Section):
     rehearsal_frames: int = Field(
         default=0, ge=0, description="Frames of old runs that are trained on beside the new ones; 0: all of them."
     )
+    buffer_frames: int = Field(
+        default=0,
+        ge=0,
+        description="Read the corpus from disk while it is trained on, by `train` and by the worker, and hold this "
+        "many frames of it in memory; 0 holds all of them.",
+    )
     seed: int = 0
     num_threads: int = Field(
         default=1,

@@ -55,8 +55,8 @@ def command(
         ),
     ] = "none",
     buffer_frames: Annotated[
-        int, typer.Option(help="Read the corpus from disk, this many frames in memory; 0 holds all of it.")
-    ] = 0,
+        int | None, typer.Option(help="Read the corpus from disk, this many frames in memory; 0 holds all of it.")
+    ] = None,
     rehearsal_frames: Annotated[
         int | None, typer.Option(help="Frames of old runs to train on; 0 takes all of them.")
     ] = None,
@@ -90,6 +90,7 @@ def command(
         train__batch_size=batch_size,
         train__learning_rate=learning_rate,
         train__rehearsal_frames=rehearsal_frames,
+        train__buffer_frames=buffer_frames,
         train__seed=seed,
     )
     from ptycho_bluesky.training.distributed import Ranks
@@ -100,7 +101,6 @@ def command(
         "epochs": epochs,
         "augment": augment,
         "device": device,
-        "buffer_frames": buffer_frames,
         **_key_values(options or []),
     }
     if start is not None and architecture is None:
@@ -109,6 +109,8 @@ def command(
     ranks = Ranks.from_environment(device)
     try:
         data = _read_data(labels or [settings.corpus_dir], validate, split)
+        if isinstance(data.corpus, list) and buffer_frames is None and "buffer_frames" not in changes:
+            chosen = chosen.model_copy(update={"buffer_frames": 0})  # what is configured is for a corpus
         console = Console(stderr=True, quiet=not ranks.first)
         result = _train(data, chosen, start, out, log_dir, ranks, console)
         if ranks.first:

@@ -6,7 +6,7 @@ From memory, or, for a corpus that does not fit there, from disk by the planned 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.training.augmentation import Augmentation
 from ptycho_bluesky.training.corpus import TrainingArrays
 from ptycho_bluesky.training.loading import DiskLoader, FrameStore, Schedule
+from ptycho_bluesky.training.loading.disk_loader import LoadedBatch
 
 __all__ = ["Batch", "BatchLoader", "BatchSource", "DiskBatches"]
 
@@ -51,6 +52,10 @@ class BatchSource(Protocol):
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every frame is seen about once."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and threads."""
         ...
 
 
@@ -129,6 +134,9 @@ class BatchLoader:
             counts, labels = self.batch(step)
             yield Batch(counts, labels, len(counts) / self.batch_size)
 
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
     def _drawn(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Frames of a global batch, and the epoch of each."""
         num_old = self.batch_size - self._num_new
@@ -174,6 +182,7 @@ class DiskBatches:
     ) -> None:
         self.store, self.schedule, self.factors = store, schedule, factors
         self.augmentation, self.rank = augmentation, rank
+        self._loaded: Generator[LoadedBatch] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -184,7 +193,8 @@ class DiskBatches:
         """Batches of this rank, from a step to the end of the training."""
         num_epochs = -(-num_steps // self.schedule.steps_per_epoch)
         loader = DiskLoader(self.store, self.schedule, self.rank, num_epochs, first_step=first_step)
-        for step, loaded in zip(range(first_step, num_steps), loader, strict=False):
+        self._loaded = iter(loader)
+        for step, loaded in zip(range(first_step, num_steps), self._loaded, strict=False):
             rows = loaded.step.rows
             names = [name for name in self.store.columns if name != "image"]
             labels = np.stack([loaded.arrays[name] for name in names], axis=1)
@@ -192,6 +202,12 @@ class DiskBatches:
             image = self._at_one_light(loaded.arrays["image"], rows)
             counts, labels = self.augmentation.apply(image, labels, epoch, rows)
             yield Batch(counts[:, None], labels, loaded.step.share)
+
+    def close(self) -> None:
+        """End reading ahead, then close the store."""
+        if self._loaded is not None:
+            self._loaded.close()
+        self.store.close()
 
     def _at_one_light(self, image: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
         factor = self.factors[self.store.file_of(rows)]

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,8 @@ def train(
         ranks=ranks,
     )
     loop = prepared.loop
-    loop.run(progress, should_stop)
+    with closing(loop.source):
+        loop.run(progress, should_stop)
     weights = {name: value.detach().cpu().numpy().copy() for name, value in loop.network.state_dict().items()}
     loop.reader.float()
     arrays, manifest = prepared.data.arrays, prepared.manifest

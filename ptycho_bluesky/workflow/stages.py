@@ -29,7 +29,7 @@ from ptycho_bluesky.workflow.run_state import RunFolder
 
 if TYPE_CHECKING:
     from ptycho_bluesky.reconstruction import EngineOptions
-    from ptycho_bluesky.training.corpus import TrainingArrays
+    from ptycho_bluesky.training.corpus import Corpus, TrainingArrays
     from ptycho_bluesky.training.gate import Compared
 
 __all__ = ["Job", "LearningStages", "Stages"]
@@ -237,20 +237,24 @@ class LearningStages:
         _set_threads(job.num_threads)
         return {"score": _score(job, Path(model).read_bytes())}
 
-    def corpus(self, job: Job, runs: Sequence[str]) -> TrainingArrays:
-        """What is trained on."""
+    def corpus(self, job: Job, runs: Sequence[str]) -> Corpus | TrainingArrays:
+        """What is trained on: a corpus, of which the training reads these runs, or what was made of them in memory."""
         from ptycho_bluesky.training.corpus import Corpus
 
-        return Corpus(job.corpus_dir).load(list(runs))
+        return Corpus(job.corpus_dir)
 
     def train(self, job: Job, runs: Sequence[str], parent: str | None, regime: Mapping[str, Any]) -> dict[str, Any]:
         """Train a candidate on the corpus, from the parent where there is one.
+
+        Of old runs as many frames are read as ``train.rehearsal_frames`` allows; with ``train.buffer_frames`` the
+        corpus is read from disk while it is trained on.
 
         Raises
         ------
         TrainingStoppedError
             `Job.stop_file` appeared, or the run was cancelled; the next call goes on from the checkpoint.
         """
+        from ptycho_bluesky.training.corpus import Corpus
         from ptycho_bluesky.training.options import TrainOptions
         from ptycho_bluesky.training.trainer import train
 
@@ -261,9 +265,11 @@ class LearningStages:
             budget = max(1, round(options.frames_per_scan / max(1, len(new))))
             options = TrainOptions.create(**{**job.train, "frames_per_scan": budget})
         stop_files = (Path(job.stop_file), job.files.cancel)
+        corpus = self.corpus(job, runs)
         result = train(
-            self.corpus(job, runs),
+            corpus,
             options,
+            runs=list(runs) if isinstance(corpus, Corpus) else None,
             parent=content,
             progress=_Reporter(job.files, "train", "loss {:.3f} rad"),
             checkpoint_dir=job.files.training,
