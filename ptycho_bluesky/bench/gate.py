@@ -28,6 +28,7 @@ from ptycho_bluesky.bench.gate_scans import GateScans, ScanOptions
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.io.products import read_reconstruction, write_reconstruction
 from ptycho_bluesky.reconstruction.pie import Pie
 from ptycho_bluesky.records import Measurement
 from ptycho_bluesky.training.corpus import Corpus, TrainingArrays
@@ -76,7 +77,7 @@ class GateBench:
     batch_size: int = 16
     iterations: int = 12
     half_passes: int = 3
-    probe_scans: int = 2
+    probe_scans: int = 1
     look_fraction: float = 0.4
     num_threads: int = 1
 
@@ -151,7 +152,9 @@ class SharedStages(LearningStages):
             shutil.copyfile(job.files.reconstruction, product)
             result["figures"] |= {"label_frame_updates": sum(updates), "label_s": time.perf_counter() - began}
             write_json(note, result)
-        shutil.copyfile(product, job.files.reconstruction)
+        # The same scan may have been given under another uid.
+        shared = read_reconstruction(product)
+        write_reconstruction(job.files.reconstruction, replace(shared, run_uid=job.files.path.name))
         return read_json(note)
 
     def glance(self, job: Job, model: str) -> dict[str, Any]:

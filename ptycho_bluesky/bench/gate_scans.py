@@ -87,13 +87,13 @@ class ScanOptions:
     num_scans: int = 40
     num_points: int = 260
     step_m: float = 130e-9
-    exposure_s: float = 8e-3
+    exposure_s: float = 4e-3
     period_s: float = 60.0
     sample_change: int = 12
     probe_drift: int = 21
     dose_change: int = 31
-    drift_scans: int = 3
-    defocus_m: tuple[float, float] = (0.19e-3, 0.165e-3)
+    drift_scans: int = 2
+    defocus_m: tuple[float, float] = (0.19e-3, 0.15e-3)
     dose_factor: float = 1 / 16
     after: Literal["deeper", "shapes"] = "deeper"
     seed: int = 7

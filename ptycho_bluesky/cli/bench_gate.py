@@ -16,7 +16,7 @@ def gate(
     scans: Annotated[int, typer.Option(help="Scans of the experiment.", min=8)] = 40,
     size: Annotated[int, typer.Option(help="Rows and columns of a frame.")] = 64,
     budget: Annotated[int, typer.Option(help="Frame-updates of a retraining.", min=100)] = 13_000,
-    probe_scans: Annotated[int, typer.Option(help="Scans after which the policy looks again.", min=1)] = 2,
+    probe_scans: Annotated[int, typer.Option(help="Scans after which the policy looks again.", min=1)] = 1,
     after: Annotated[str, typer.Option(help="What the sample changes to: deeper (letters) or shapes.")] = "deeper",
     seed: Annotated[int, typer.Option(help="Of samples and photons.", min=0)] = 7,
     out: Annotated[Path | None, typer.Option(help="Folder to keep everything in; what was cut short goes on.")] = None,

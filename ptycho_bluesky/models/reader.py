@@ -53,6 +53,20 @@ class Preprocessing:
             raise InputError("preprocessing with an offset that is missing, or not stated", "the two belong together")
         return cls(bool(content.get("sqrt", True)), float(content.get("scale", 1.0)), offset)
 
+    def at_light(self, factor: float) -> Preprocessing:
+        """The preprocessing that makes of ``factor`` times the counts what this one makes of the counts.
+
+        Raises
+        ------
+        InputError
+            The factor is not positive.
+        """
+        if not (np.isfinite(factor) and factor > 0):
+            raise InputError(f"light × {factor}", "counts are brought to another light by a positive factor")
+        by = float(np.sqrt(factor)) if self.sqrt else float(factor)
+        offset = None if self.offset is None else (self.offset * np.float32(by)).astype(np.float32)
+        return Preprocessing(self.sqrt, self.scale / by, offset)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form; of the offset only whether there is one."""
         return {"sqrt": self.sqrt, "scale": self.scale, "offset": self.offset is not None}

@@ -25,7 +25,7 @@ from ptycho_bluesky.models.ptychonn import PtychoNN, PtychoNN2
 from ptycho_bluesky.models.reader import PhaseReader
 from ptycho_bluesky.records import LabelSet, ModelRecord, ModelStage
 from ptycho_bluesky.training.checkpoint import Checkpoint
-from ptycho_bluesky.training.corpus import Corpus, TrainingArrays
+from ptycho_bluesky.training.corpus import Corpus, TrainingArrays, light_factor
 from ptycho_bluesky.training.distributed import Ranks
 from ptycho_bluesky.training.evaluate import evaluate, label_weight
 from ptycho_bluesky.training.loop import Progress, TrainingLoop, TrainingStoppedError
@@ -36,7 +36,7 @@ from ptycho_bluesky.training.registry import content_id
 from ptycho_bluesky.training.symmetry import symmetric_operations
 from ptycho_bluesky.training.training_data import TrainingData, gather
 from ptycho_bluesky.trust.light import Light
-from ptycho_bluesky.trust.physics import PHYSICS_KEY
+from ptycho_bluesky.trust.physics import PHYSICS_KEY, read_physics
 
 __all__ = ["Prepared", "Progress", "TrainResult", "TrainingStoppedError", "prepare", "train"]
 
@@ -295,7 +295,17 @@ def _start(options: TrainOptions, arrays: TrainingArrays, parent: bytes | None) 
             f"the options feed {'the root of the counts' if preprocessing.sqrt else 'raw counts'}",
             "continue with the recipe that the parent was trained with",
         )
-    return _Start(reader, content_id(parent), int(manifest.get("frame_updates", 0)))
+    return _Start(_at_light_of(arrays, reader, manifest), content_id(parent), int(manifest.get("frame_updates", 0)))
+
+
+def _at_light_of(arrays: TrainingArrays, reader: PhaseReader, manifest: Mapping[str, Any]) -> PhaseReader:
+    """The parent for frames at another light than its own, so that its network is fed what it was trained with.
+
+    The corpus is brought to the light of its newest run; the parent's mean frame and scale are those of its own.
+    """
+    physics, _ = read_physics(manifest)
+    factor = 1.0 if physics is None else light_factor(physics.light.as_dict(), arrays.light)
+    return reader if factor == 1.0 else PhaseReader(reader.network, reader.preprocessing.at_light(factor))
 
 
 def _operations(options: TrainOptions, arrays: TrainingArrays) -> tuple[str, ...]:

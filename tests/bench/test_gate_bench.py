@@ -22,11 +22,11 @@ def test_every_change_changes_what_it_says():
     before, after = scans.measurement(30), scans.measurement(31)
     assert np.mean(after.image) == pytest.approx(np.mean(before.image) / 16, rel=0.1)
     assert after.metadata["light"]["exposure_s"] == SCANS.exposure_s / 16
-    probes = [scans._experiment(k).probe for k in (20, 21, 22, 23, 24)]
+    probes = [scans._experiment(k).probe for k in (20, 21, 22, 23)]
     similarities = [probe_similarity(probes[0], probe) for probe in probes]
     assert similarities[0] == pytest.approx(1.0)
-    assert similarities[0] > similarities[1] > similarities[2] > similarities[3]
-    assert similarities[3] == similarities[4]
+    assert similarities[0] > similarities[1] > similarities[2]
+    assert similarities[2] == similarities[3]
     assert sample(scans, 11) == ("letters", -0.6)
     assert sample(scans, 12) == ("letters", -1.0)
     assert sample(GateScans(replace(SCANS, after="shapes")), 12) == ("shapes", -1.0)

@@ -81,11 +81,14 @@ def test_trends_are_ranked_over_the_scans_that_show_the_features():
     bench = LearningBench(num_shapes=3, num_letters=2)
     familiar, unfamiliar = [0.1, 0.3, 0.5, 0.4, 0.4], [0.2, 0.1, 0.1, 0.3, 0.4]
     base = {"familiar_constant": 0.01, "unfamiliar_constant": 0.02, "seconds": 60.0}
+    base |= {"familiar_blurred": 0.1, "unfamiliar_blurred": 0.05}
     scores = [{"scan": k + 1, "familiar": familiar[k], "unfamiliar": unfamiliar[k], **base} for k in range(5)]
     rows = {row.metric: row for row in rows_of(bench, scores)}
     assert rows["spearman_familiar"].ours == pytest.approx(1.0)
     assert rows["spearman_unfamiliar"].ours == pytest.approx(1.0)
     assert rows["ssim_familiar"].ours == 0.5
+    assert rows["ssim_constant"].ours == 0.02
+    assert rows["ssim_unfamiliar_blurred"].ours == 0.05
     assert rows["minutes"].ours == 5.0
 
 

@@ -10,10 +10,13 @@ import torch
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.models import build
-from ptycho_bluesky.models.export import read_manifest, to_onnx
+from ptycho_bluesky.models.export import from_onnx, read_manifest, to_onnx
 from ptycho_bluesky.models.reader import PhaseReader, Preprocessing
 from ptycho_bluesky.training.corpus import join_label_sets
+from ptycho_bluesky.training.evaluate import predict
+from ptycho_bluesky.training.options import TrainOptions
 from ptycho_bluesky.training.physics import measure_physics, stamp_physics
+from ptycho_bluesky.training.trainer import train
 from ptycho_bluesky.trust.light import Light
 from ptycho_bluesky.trust.physics import read_physics
 
@@ -93,3 +96,20 @@ def test_label_sets_are_brought_to_the_light_of_the_newest(labels_a, labels_b):
     assert joined.light == {"i0": 4.0}
     same = join_label_sets([lit(labels_a, i0=4.0), lit(labels_b, i0=4.0)])
     assert same.image.dtype == labels_a.image.dtype
+
+
+def test_a_retrained_model_is_fed_at_another_light_what_its_parent_was_fed(labels_a):
+    """Sixteen times less light: the parent's mean frame and scale go with the counts, or nothing learned is of use."""
+    options = TrainOptions.create(architecture="lean8", frames_per_scan=2000, num_threads=1, average_frames=0)
+    bright = lit(labels_a, exposure_s=16.0)
+    parent = train([bright], options).content
+    dim = replace(lit(labels_a, exposure_s=1.0), image=labels_a.image.astype(np.float32) / 16, run_uid="dim")
+    # One step of so low a rate changes nothing.
+    still = TrainOptions.create(**{**options.model_dump(), "frames_per_scan": 8, "learning_rate": 1e-9})
+    child = train([bright, dim], still, parent=parent).content
+    before, after = (
+        predict(from_onnx(model)[0], image) for model, image in ((parent, bright.image), (child, dim.image))
+    )
+    np.testing.assert_allclose(after, before, atol=2e-3)
+    assert np.abs(before).max() > 0.2
+    assert read_physics(read_manifest(child))[0].light.exposure_s == 1.0
