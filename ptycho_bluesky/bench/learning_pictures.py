@@ -31,9 +31,11 @@ def draw_curve(path: Path, bench: LearningBench, seeds: dict[int, list[dict[str,
         Scores of each seed (`ptycho_bluesky.bench.learning.read_scores`).
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for place, scores in enumerate(seeds.values()):
         for sample in SAMPLES:
             label = f"reserved scan of {NAMES[sample]}" if place == 0 else None
