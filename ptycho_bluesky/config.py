@@ -220,6 +220,15 @@ class LabelSettings(_Section):
         description="Part by which another pixel lowers the error of the frames left out that rejects the stated one, "
         "if it is significant.",
     )
+    pixel_tolerance: float = Field(
+        default=0.035,
+        gt=0.0,
+        description="Relative distance of the pixel that fits the frames left out best from the stated one that "
+        "rejects it, if another one is significantly better.",
+    )
+    pixel_frames: int = Field(
+        default=200, ge=1, description="Frames used from which on that distance counts; with fewer, only the part does."
+    )
     pixel_significance: float = Field(default=3.5, gt=0.0, description="Standard errors that are significant.")
     min_held_out: float = Field(default=0.05, gt=0.0, le=0.5, description="Part of the frames that must be left out.")
     half_passes: int = Field(default=10, ge=1, description="Passes of each half-scan.")

@@ -10,7 +10,7 @@ from typing import Any
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.reconstruction.half_scans import HALF_PASSES, stored_agreement, try_half_scans
 from ptycho_bluesky.reconstruction.options import EngineOptions
-from ptycho_bluesky.reconstruction.pixel_check import pixel_gains
+from ptycho_bluesky.reconstruction.pixel_check import lowest_factor, pixel_gains
 from ptycho_bluesky.reconstruction.ring_correlation import RingCorrelation
 from ptycho_bluesky.records import Measurement, Reconstruction
 
@@ -38,9 +38,14 @@ class Evidence:
 
     @property
     def best_pixel(self) -> tuple[float, float, float]:
-        """The other factor that fits best, its significance and its gain; ``(1, 0, 0)`` where none was tried."""
-        factor = max(self.pixel, key=lambda each: self.pixel[each], default=1.0)
-        return factor, *self.pixel.get(factor, (0.0, 0.0))
+        """The factor that fits best, between those tried; significance and gain of the best other one that was tried.
+
+        ``(1, 0, 0)`` where none was.
+        """
+        if not self.pixel:
+            return 1.0, 0.0, 0.0
+        factor = lowest_factor({1.0: 0.0, **{each: -gain for each, (_, gain) in self.pixel.items()}})
+        return factor, *max(self.pixel.values(), key=lambda found: found[1])
 
 
 def gather_evidence(

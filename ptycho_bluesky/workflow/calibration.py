@@ -126,6 +126,7 @@ def _pixel_content(measurement: Measurement, found: Orientation, progress: Progr
         "measured_over_stated": round(checked.factor, 4),
         "agrees": checked.agrees,
         "errors": {f"{factor:.4g}": round(error, 6) for factor, error in checked.errors.items()},
+        "near_errors": {f"{factor:.4g}": round(error, 6) for factor, error in checked.near_errors.items()},
     }
 
 

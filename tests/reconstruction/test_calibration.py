@@ -27,7 +27,7 @@ from ptycho_bluesky.reconstruction.calibration import (
     twin_of,
 )
 from ptycho_bluesky.reconstruction.options import EpieOptions
-from ptycho_bluesky.reconstruction.pixel_check import check_pixel
+from ptycho_bluesky.reconstruction.pixel_check import FACTORS, check_pixel, lowest_factor, probe_for_pixel
 from ptycho_bluesky.records import Measurement
 from ptycho_bluesky.simulation import Experiment, RenderedScan, ZonePlate, default_geometry, demo_map
 
@@ -142,6 +142,34 @@ def test_the_pixel_is_measured_against_the_stage(scan):
     found = check_pixel(stated, QUICK)
     assert found.factor == pytest.approx(factor, rel=0.015)
     assert not found.agrees
+    assert set(found.errors) == set(FACTORS)
+    near = min(found.near_errors, key=lambda each: found.near_errors[each])
+    assert min(found.near_errors) < near < max(found.near_errors)
+    assert found.near_errors[near] < min(found.errors.values())
+
+
+def test_the_defocus_goes_with_the_pixel(experiment):
+    """The same optics and a larger pixel: the beam has its width in metres, and its pupil."""
+    probe = experiment.probe[None]
+    moved = probe_for_pixel(probe, 1.1)
+    pupil = [np.abs(np.fft.fft2(np.fft.ifftshift(wave, axes=(-2, -1)))) for wave in (probe, moved)]
+    np.testing.assert_allclose(pupil[1], pupil[0], atol=1e-4 * pupil[0].max())
+    axis = np.arange(SIZE) - SIZE // 2
+
+    def width(wave):
+        power = np.abs(wave[0]) ** 2
+        return np.sqrt((power.sum(axis=0) @ axis**2) / power.sum())
+
+    assert width(probe_for_pixel(probe, 1.25)) == pytest.approx(width(probe) / 1.25, rel=0.05)
+    assert width(probe_for_pixel(probe, 0.8)) == pytest.approx(width(probe) / 0.8, rel=0.05)
+    np.testing.assert_allclose(probe_for_pixel(probe, 1.0), probe, atol=1e-5 * np.abs(probe).max())
+
+
+def test_the_least_error_lies_between_the_trials():
+    errors = {factor: (np.log(factor) - np.log(1.02)) ** 2 + 1.0 for factor in (0.9, 0.95, 1.0, 1.05)}
+    assert lowest_factor(errors) == pytest.approx(1.02, abs=1e-6)
+    assert lowest_factor({0.95: 3.0, 1.0: 2.0, 1.05: 1.0}) == 1.05
+    assert lowest_factor({0.95: 1.0, 1.0: 1.0, 1.05: 1.0}) in (0.95, 1.0)
 
 
 def test_without_a_prior_the_twin_stays(scan):

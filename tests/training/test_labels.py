@@ -14,6 +14,8 @@ from ptycho_bluesky.io import read_measurement
 from ptycho_bluesky.metrics import wrap
 from ptycho_bluesky.reconstruction import EpieOptions, reconstruct
 from ptycho_bluesky.reconstruction.evidence import Evidence, gather_evidence, stored_evidence
+from ptycho_bluesky.reconstruction.half_scans import half_scan_agreement
+from ptycho_bluesky.reconstruction.pixel_check import pixel_gains
 from ptycho_bluesky.reconstruction.placement import with_refined_positions
 from ptycho_bluesky.records import Measurement, Reconstruction
 from ptycho_bluesky.simulation import Area, Experiment, SampleMap, default_geometry
@@ -237,6 +239,46 @@ def test_a_wrong_pixel_is_rejected_with_a_reason(small, factor):
     assert not check.accepted
     assert "pixel" in check.reason
     assert (check.figures["other_pixel"] > 1) == (factor < 1)
+
+
+def test_a_better_pixel_is_judged_by_where_it_is_and_by_what_it_gains(measurement, reconstruction):
+    labels = make_labels(reconstruction, measurement)
+
+    def check(pixel):
+        evidence = replace(stored_evidence(reconstruction), pixel=pixel)
+        return check_labels(labels, reconstruction, measurement, evidence)
+
+    # best at 1.025, no tried one gains
+    assert check({0.95: (-15.0, -0.05), 1.05: (0.0, 0.0)}).accepted
+    # best near 0.94: little gained, and clearly
+    rejected = check({0.9: (6.0, 0.025), 0.95: (14.0, 0.036), 1.05: (-18.0, -0.06)})
+    assert not rejected.accepted
+    assert rejected.figures["other_pixel"] == pytest.approx(0.936, abs=0.002)
+    assert "0.94 times" in rejected.reason
+    # as far away, and of too few frames to say so
+    gains = {0.9: (6.0, 0.025), 0.95: (14.0, 0.036), 1.05: (-18.0, -0.06)}
+    evidence = replace(stored_evidence(reconstruction), pixel=gains)
+    few = check_labels(labels, reconstruction, measurement, evidence, LabelSettings(pixel_frames=1000))
+    assert few.accepted
+    # as far away, and within the noise
+    assert check({0.9: (0.5, 0.001), 0.95: (0.9, 0.002), 1.05: (-1.0, -0.002)}).accepted
+    # near, and much gained
+    assert not check({0.95: (-9.0, -0.2), 1.05: (9.0, 0.06)}).accepted
+
+
+@pytest.mark.skipif(not STAR.exists(), reason=f"real scan {STAR} is not there")
+@pytest.mark.parametrize(("factor", "accepted"), [(0.9, False), (1.0, True), (1.1, False)])
+def test_a_wrong_pixel_of_the_real_star_is_rejected(factor, accepted):
+    star = read_measurement(STAR)
+    stated = replace(star, position_m=star.position_m / factor, probe=None)
+    result = reconstruct(stated, EpieOptions(iterations=25))
+    pixel = pixel_gains(stated, result, EpieOptions())
+    evidence = Evidence(half_scan_agreement(stated, result, EpieOptions(), passes=8), pixel)
+    check = check_labels(make_labels(result, stated, (16, 16)), result, stated, evidence)
+    assert check.accepted == accepted, check.reason
+    if not accepted:
+        assert "pixel" in check.reason
+        assert (check.figures["other_pixel"] > 1) == (factor < 1)
 
 
 @pytest.mark.skipif(not STAR.exists(), reason=f"real scan {STAR} is not there")
