@@ -22,7 +22,7 @@ def train(
     json: Annotated[Path | None, typer.Option("--json", help="File for the rows, with both curves.")] = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure the trainer beside the released recipe's plain PyTorch loop, in turns; eleven minutes.
+    """Measure the trainer beside the released recipe's plain PyTorch loop, in turns; some eleven minutes.
 
     PtychoNN 2.0 on the same simulated frames, from its first weights: frames a second at the published frame size,
     and, at a quarter of it, the time to the same validation loss on a scan that neither trains on.
