@@ -305,7 +305,7 @@ class WorkerSettings(_Section):
         default=3600.0, ge=0.0, description="How often a run is looked at while the model fits."
     )
     look_fraction: float = Field(
-        default=1.0,
+        default=0.4,
         gt=0.0,
         le=1.0,
         description="Part of a run, about its middle, that is reconstructed first while the model fits; the rest only "

@@ -282,6 +282,7 @@ class TestRuns:
 
     def test_looks_again_after_the_interval(self, quick, store, raw_dir, stages):
         quick.worker.update, quick.worker.probe_interval_s = "on_mismatch", 0.0
+        quick.worker.look_fraction = 1.0
         runs = [put_run(store, raw_dir, seed=seed) for seed in range(3)]
         stages.serving_scores = [0.8, 0.5]
         work_once(quick, stages)
