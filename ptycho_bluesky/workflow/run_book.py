@@ -166,6 +166,11 @@ class RunBook:
         with self._lock:
             return {uid for uid, note in self._notes.items() if not note.published}
 
+    def num_published(self) -> int:
+        """Runs whose decision is known to be in Tiled."""
+        with self._lock:
+            return sum(note.published for note in self._notes.values())
+
     def outcomes(self) -> dict[str, int]:
         """How many runs have each outcome."""
         with self._lock:

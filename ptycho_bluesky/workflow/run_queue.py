@@ -97,8 +97,9 @@ class RunQueue:
         UnreachableError
             Tiled does not answer.
         """
-        if self._since_s is None:
-            # What another worker, or this one in another folder, has decided on.
+        if self._since_s is None and store.num_decisions() != self._book.num_published():
+            # What another worker, or this one in another folder, has decided on. Where Tiled has as many decisions as
+            # this worker has put there, they are known: the list of tens of thousands takes seconds.
             self._settled |= {uid: stop for uid, stop in store.decided_runs() if uid not in self._settled}
         unfinished_s, newest_s = np.inf, self._since_s or 0.0
         for run in store.run_summaries(self._since_s):

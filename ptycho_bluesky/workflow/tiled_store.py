@@ -447,6 +447,11 @@ class TiledStore:
             found = {key: dict(node.metadata) for key, node in self.decisions.items()}
         return dict(sorted(found.items(), key=lambda item: item[1].get("time_s") or 0.0))
 
+    def num_decisions(self) -> int:
+        """How many runs were decided on."""
+        with reachable(self.uri):
+            return len(self.decisions)
+
     def decided_runs(self) -> Iterator[tuple[str, str]]:
         """Uid of every run that was decided on, and of the stop document that it had then; page by page."""
         with reachable(self.uri):
