@@ -262,6 +262,8 @@ class TrainSettings(_Section):
         description="Read the corpus from disk while it is trained on, by `train` and by the worker, and hold this "
         "many frames of it in memory; 0 holds all of them.",
     )
+    augment: Literal["auto", "on", "off"] = Field(default="auto", description="Turn and mirror frames and labels.")
+    thin_to: float = Field(default=1.0, gt=0, le=1, description="Least share of its photons that a frame keeps.")
     seed: int = 0
     num_threads: int = Field(
         default=1,
