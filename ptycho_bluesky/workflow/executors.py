@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from ptycho_bluesky.config import WorkerSettings
@@ -105,9 +108,8 @@ def _parsl(options: Mapping[str, Any]) -> Executor:
         if "launcher" in options:
             provider_options["launcher"] = getattr(launchers, options["launcher"])()
         provider = getattr(providers, options.get("provider", "LocalProvider"))(**provider_options)
-        executor = parsl.HighThroughputExecutor(
-            **{"label": "stages", **options.get("executor_options", {})}, provider=provider
-        )
+        usual = {"label": "stages", **_parsl_commands(local=isinstance(provider, providers.LocalProvider))}
+        executor = parsl.HighThroughputExecutor(**{**usual, **options.get("executor_options", {})}, provider=provider)
         extra = {name: options[name] for name in general if name in options}
         config = parsl.Config(executors=[executor], **extra)
     except (AttributeError, TypeError, ValueError) as error:
@@ -115,6 +117,24 @@ def _parsl(options: Mapping[str, Any]) -> Executor:
             f"worker.executor_options: {error}", "names and options are those of parsl.providers", "see its reference"
         ) from error
     return ParslPoolExecutor(config=config)
+
+
+def _parsl_commands(*, local: bool) -> dict[str, Any]:
+    """Parsl's own scripts by their path beside this Python.
+
+    Parsl looks for them on PATH, where an environment that was not activated is not. On other machines, whose paths may
+    differ, ``worker_init`` of the provider sees to its workers.
+    """
+    from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
+
+    folder = Path(sys.executable).parent
+    interchange, pool = folder / "interchange.py", folder / "process_worker_pool.py"
+    commands: dict[str, Any] = {}
+    if interchange.exists():
+        commands["interchange_launch_cmd"] = [str(interchange)]
+    if local and pool.exists():
+        commands["launch_cmd"] = DEFAULT_LAUNCH_CMD.replace(pool.name, shlex.quote(str(pool)), 1)
+    return commands
 
 
 def _globus(options: Mapping[str, Any]) -> Executor:
