@@ -330,7 +330,7 @@ class WorkerSettings(_Section):
         default=0.02, ge=0.0, description="How much worse it may score on older data of the same regime."
     )
     over_constant: float = Field(
-        default=0.02, ge=0.0, description="How much better than a constant image a candidate must score."
+        default=0.1, ge=0.0, description="How much better than a constant image a candidate must score."
     )
     probe_similarity: float = Field(
         default=0.9, gt=0.0, le=1.0, description="Correlation of two probes from which on they are one regime."
