@@ -99,13 +99,21 @@ def follow(
     Raises
     ------
     InputError
-        The engine takes no frames while it runs, or the scan ended before it had two frames.
+        The engine takes no frames while it runs, the options ask for what needs the whole scan or a GPU, or the scan
+        ended before it had two frames.
     """
     if not isinstance(options, PieOptions):
         raise InputError(
             f"engine {options.engine}", "only epie and rpie take frames while they run", "choose one of them"
         )
-    with torch_threads(1 if options.device == "cpu" else options.threads):
+    asked = {"correct_positions": options.correct_positions, f"device={options.device}": options.device != "cpu"}
+    if any(asked.values()):
+        raise InputError(
+            f"{', '.join(name for name, wanted in asked.items() if wanted)} for a scan that is followed",
+            "it is worked on by the CPU, at the measured positions",
+            "leave these out, and reconstruct it again when it is over",
+        )
+    with torch_threads(1):
         return _Following(source, options, how or FollowOptions(), show, progress).run(probe)
 
 

@@ -90,6 +90,8 @@ def test_monitor_and_frames_without_position(scan):
 def test_engine_that_takes_no_frames_and_scan_without_any(scan):
     with pytest.raises(InputError, match="epie and rpie"):
         follow(Pieces(scan.measurement, 2), CgOptions())
+    with pytest.raises(InputError, match="correct_positions, device=cuda for a scan that is followed"):
+        follow(Pieces(scan.measurement, 2), EpieOptions(correct_positions=True, device="cuda"))
     source = Pieces(first_frame(scan.measurement), 1)
     with pytest.raises(InputError, match="ended with 1 frames"):
         follow(source, EpieOptions(), quick())
