@@ -20,7 +20,7 @@ from ptycho_bluesky.bench.loader_weights import weights_difference
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.bench.timing import Rates
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.label_files import compression
+from ptycho_bluesky.training.label_files import compression, rounded
 from ptycho_bluesky.training.loading import FrameStore, Schedule
 
 __all__ = ["LoaderBench", "make_corpus", "run"]
@@ -29,7 +29,8 @@ Progress = Callable[[int, int, str], None]
 RANKS = 2
 DENSITIES = (0.5, 0.75, 1.0)
 TIMEOUT_S = 300.0
-WINDOW, MAX_GAP = 256, 1
+WINDOW, MAX_GAP = 512, 1
+"""Frames asked for at once: half of what a loader of one rank reads ahead at its defaults, in batches of 64."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,19 @@ class LoaderBench:
 
 
 def make_corpus(folder: Path, bench: LoaderBench, num_files: int = 4) -> tuple[str, ...]:
-    """Write a synthetic corpus in the layout of `ptycho_bluesky.training.corpus`: chunked by frame, compressed."""
+    """Write a synthetic corpus in the layout of `ptycho_bluesky.training.corpus`: by frame, rounded, compressed."""
     rng = np.random.default_rng(bench.seed)
     size = bench.size_px
     for number, rows in enumerate(np.array_split(np.arange(bench.num_frames), num_files)):
         with h5py.File(folder / f"{number:03d}.h5", "w") as file:
             shape, chunk = (len(rows), size, size), (1, size, size)
             image, phase_rad = (
-                file.create_dataset(name, shape, dtype, chunks=chunk, **compression(np.dtype(dtype)))
+                file.create_dataset(name, shape, dtype, chunks=chunk, **compression())
                 for name, dtype in (("image", np.uint16), ("phase_rad", np.float32))
             )
             for place in range(len(rows)):
                 image[place] = rng.poisson(3.0, (size, size))
-                phase_rad[place] = np.cumsum(rng.normal(0, 0.01, (size, size)), axis=1)
+                phase_rad[place] = rounded("phase_rad", np.cumsum(rng.normal(0, 0.01, (size, size)), axis=1))
     return corpus_files(folder)
 
 

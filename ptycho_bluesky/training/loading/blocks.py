@@ -1,13 +1,13 @@
-"""Blocks of bytes of a file: several large ones under way at once past the page cache, or many small ones announced."""
+"""Blocks of bytes of a file: several large ones at once past the page cache, or many small ones announced."""
 
 from __future__ import annotations
 
 import errno
 import mmap
 import os
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 __all__ = ["BlockFile", "BlockReaders", "Span"]
 
 READERS = 3
-"""Blocks under way at once while one is unpacked: a disk is fast only when several requests wait for it."""
+"""Blocks under way at once: a disk is fast only when several requests wait for it."""
 
 Span = tuple[int, int]
 """First byte and number of bytes."""
+Use = Callable[[int, NDArray[np.uint8]], None]
+"""What is done with the number of a block and its content."""
 
 
 class BlockReaders:
-    """Threads that read blocks, and the memory that they read into.
+    """Threads that read blocks and use them, and the memory that they read into.
 
     Memory is used again and again: fresh one would cost as much as unpacking. The threads begin with the first stream
     and live until they are closed: under load a thread takes longer to begin than a block to be read.
@@ -31,12 +33,12 @@ class BlockReaders:
     Parameters
     ----------
     block_bytes : int
-        Of each of its `READERS` + 1 parts; one that is too small for a block is replaced.
+        Of the memory of each thread; one that is too small for a block is replaced.
     """
 
     def __init__(self, block_bytes: int) -> None:
         self._part_bytes = block_bytes + 2 * mmap.PAGESIZE
-        self._parts: list[mmap.mmap | None] = [None] * (READERS + 1)
+        self._own = threading.local()
         self._threads: ThreadPoolExecutor | None = None
 
     @property
@@ -46,12 +48,11 @@ class BlockReaders:
             self._threads = ThreadPoolExecutor(READERS, "read-blocks")
         return self._threads
 
-    def part(self, number: int, num_bytes: int) -> memoryview:
-        """Part in turn, of at least so many bytes; it begins at a page, as requests past the page cache must."""
-        place = number % len(self._parts)
-        found = self._parts[place]
+    def memory(self, num_bytes: int) -> memoryview:
+        """Memory of the thread that calls; it begins at a page, as requests past the page cache must."""
+        found: mmap.mmap | None = getattr(self._own, "memory", None)
         if found is None or len(found) < num_bytes:
-            found = self._parts[place] = mmap.mmap(-1, max(num_bytes, self._part_bytes))
+            found = self._own.memory = mmap.mmap(-1, max(num_bytes, self._part_bytes))
         return memoryview(found)
 
     def close(self) -> None:
@@ -85,8 +86,8 @@ class BlockFile:
             os.close(self._direct)
         self._direct = None
 
-    def announced(self, spans: Sequence[Span], readers: BlockReaders) -> Generator[NDArray[np.uint8]]:
-        """Content of blocks in order; the kernel hears of all of them first, and reads on while the first is used.
+    def announced(self, spans: Sequence[Span], readers: BlockReaders, use: Use) -> None:
+        """Use blocks in order; the kernel hears of all of them first, and reads on while the first is used.
 
         Raises
         ------
@@ -95,11 +96,11 @@ class BlockFile:
         """
         for base, length in spans:
             os.posix_fadvise(self._descriptor, base, length, os.POSIX_FADV_WILLNEED)
-        for span in spans:
-            yield _read(self._descriptor, span, readers, 0)
+        for number, span in enumerate(spans):
+            use(number, _read(self._descriptor, span, readers))
 
-    def streamed(self, spans: Sequence[Span], readers: BlockReaders) -> Generator[NDArray[np.uint8]]:
-        """Content of large blocks in order, `READERS` of them under way at once, past the page cache.
+    def streamed(self, spans: Sequence[Span], readers: BlockReaders, use: Use) -> None:
+        """Use large blocks, `READERS` of them under way at once, past the page cache; each is used by its reader.
 
         What passes through the page cache is copied once more, and drives out of it what is used again; a corpus
         larger than memory is not. Where a file system knows no such requests, the page cache serves.
@@ -110,24 +111,26 @@ class BlockFile:
             The file ends before a block does.
         """
         descriptor = self._direct_descriptor()
-        waiting: deque[Future[NDArray[np.uint8]]] = deque()
+
+        def read_and_use(number: int) -> None:
+            use(number, self._read_direct(descriptor, spans[number], readers))
+
+        waiting = [readers.threads.submit(read_and_use, number) for number in range(len(spans))]
         try:
-            for number, span in enumerate(spans):
-                waiting.append(readers.threads.submit(self._read_direct, descriptor, span, readers, number))
-                if len(waiting) > READERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # memory that is still being read into must not be used again, nor its file be closed
+            for each in waiting:
+                each.result()
+        finally:  # what is still under way uses the caller's memory, and this file
+            for each in waiting:
+                each.cancel()
             wait(waiting)
 
-    def _read_direct(self, descriptor: int, span: Span, readers: BlockReaders, number: int) -> NDArray[np.uint8]:
+    def _read_direct(self, descriptor: int, span: Span, readers: BlockReaders) -> NDArray[np.uint8]:
         try:
-            return _read(descriptor, span, readers, number)
+            return _read(descriptor, span, readers)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return _read(self._descriptor, span, readers, number)
+            return _read(self._descriptor, span, readers)
 
     def _direct_descriptor(self) -> int:
         if self._direct is None:
@@ -140,13 +143,13 @@ class BlockFile:
         return self._direct
 
 
-def _read(descriptor: int, span: Span, readers: BlockReaders, number: int) -> NDArray[np.uint8]:
+def _read(descriptor: int, span: Span, readers: BlockReaders) -> NDArray[np.uint8]:
     """Bytes of a span, read in whole pages."""
     base, length = span
     before = base % mmap.PAGESIZE
     wanted = before + length
     pages = -(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE
-    view, done = readers.part(number, pages)[:pages], 0
+    view, done = readers.memory(pages)[:pages], 0
     while done < wanted:
         count = os.preadv(descriptor, [view[done:]], base - before + done)
         if not count:

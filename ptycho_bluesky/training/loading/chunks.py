@@ -8,7 +8,6 @@ so the bytes of many rows are read at once here, and each row is decoded straigh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,16 +124,18 @@ def read_rows(
     groups = _groups(found.first, found.size, STREAMED_GAP_BYTES if dense else GAP_BYTES)
     spans = [(int(found.first[begin]), int(found.first[end - 1] + found.size[end - 1])) for begin, end in groups]
     spans = [(base, behind - base) for base, behind in spans]
-    read = file.streamed if dense and len(spans) > 1 else file.announced
-    with closing(read(spans, readers)) as contents:
-        for (begin, end), (base, _), content in zip(groups, spans, contents, strict=True):
-            part = slice(begin, end)
-            damaged = unpack_rows(
-                content, found.first[part] - base, found.size[part], found.packed[part], found.address[part],
-                found.row_bytes[part],
-            )  # fmt: skip
-            if damaged >= 0:
-                raise OSError(f"the chunk at byte {found.first[begin + damaged]} cannot be unpacked")
+
+    def unpack(number: int, content: NDArray[np.uint8]) -> None:
+        part = slice(*groups[number])
+        damaged = unpack_rows(
+            content, found.first[part] - spans[number][0], found.size[part], found.packed[part], found.address[part],
+            found.row_bytes[part],
+        )  # fmt: skip
+        if damaged >= 0:
+            raise OSError(f"the chunk at byte {found.first[groups[number][0] + damaged]} cannot be unpacked")
+
+    use_spans = file.streamed if dense and len(spans) > 1 else file.announced
+    use_spans(spans, readers, unpack)
     return len(spans)
 
 
