@@ -37,7 +37,7 @@ class Row:
     baseline : float or None
         What ``baseline_name`` scored in the same run.
     baseline_name : str
-        Who or what the baseline is.
+        Who or what the baseline is; where it has no figure, why.
     target : float or None
         What was asked.
     """
@@ -121,7 +121,7 @@ def write_report(path: Path, name: str, rows: Iterable[Row], **extra: Any) -> No
 
 def table(rows: Sequence[Row], title: str = "") -> Table:
     """Human table of the rows, for rich; baselines are named below it, and numbers never cut."""
-    names = list(dict.fromkeys(row.baseline_name for row in rows if row.baseline is not None and row.baseline_name))
+    names = list(dict.fromkeys(row.baseline_name for row in rows if row.baseline_name))
     notes = "\n".join(f"({number}) {name}" for number, name in enumerate(names, 1))
     out = Table(title=title, box=SIMPLE_HEAD, caption=notes, caption_justify="left", pad_edge=False)
     for heading in ("metric", "unit", "ours", "baseline", "ratio", "target", "met"):
@@ -131,7 +131,7 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
         )  # fmt: skip
     for row in rows:
         note = f" ({names.index(row.baseline_name) + 1})" if row.baseline_name in names else ""
-        baseline = "" if row.baseline is None else f"{row.baseline:.4g}{note}"
+        baseline = note and f"–{note}" if row.baseline is None else f"{row.baseline:.4g}{note}"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}×"
         sign = "≥" if row.better == "higher" else "≤"
         target = "" if row.target is None else f"{sign} {row.target:.4g}"

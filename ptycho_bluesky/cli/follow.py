@@ -30,7 +30,7 @@ def followed(
     *,
     picture: bool,
 ) -> tuple[Measurement, Reconstruction]:
-    """Follow a file to the end of its scan, drawing the image so far beside ``out``.
+    """Follow a file to the end of its scan, or to Ctrl-C or SIGTERM, drawing the image so far beside ``out``.
 
     Parameters
     ----------
@@ -50,8 +50,9 @@ def followed(
     Returns
     -------
     Measurement
-        The whole scan.
+        The whole scan, as far as it is in the file.
     Reconstruction
+        Of what was there when it was stopped; see `ptycho_bluesky.reconstruction.following.follow`.
 
     Raises
     ------
@@ -63,6 +64,7 @@ def followed(
     from ptycho_bluesky.io import GrowingFile, read_measurement
     from ptycho_bluesky.reconstruction.following import FollowOptions, follow
     from ptycho_bluesky.reconstruction.pictures import draw
+    from ptycho_bluesky.workflow.signals import stop_on_signals
 
     is_waited_for(source)
     how: dict[str, Any] = {
@@ -81,7 +83,9 @@ def followed(
         def told(frames: int, updates: int, error: float) -> None:
             bar.update(task, description=f"{frames} frames, {updates / frames:.1f} passes, error {error:.5f}")
 
-        result = follow(
-            GrowingFile(source, **how), options, FollowOptions(patience_s=patience_s), show=show, progress=told
-        )
+        with stop_on_signals() as stop:
+            result = follow(
+                GrowingFile(source, **how), options, FollowOptions(patience_s=patience_s), show=show, progress=told,
+                stop=stop,
+            )  # fmt: skip
     return read_measurement(source, all_placed=False, **how), result

@@ -60,7 +60,8 @@ def command(
             min=0.0,
             metavar="SECONDS",
             help="Reconstruct while the detector's file grows, drawing the image so far, until its writer closes it "
-            "or, after the first frames, nothing has come for so many seconds. 0: the scan is there.",
+            "or, after the first frames, nothing has come for so many seconds. Ctrl-C ends it with what is there. 0: "
+            "the scan is there.",
         ),
     ] = 0.0,
     warm_start: Annotated[
@@ -153,6 +154,7 @@ def command(
         _refuse_beside_follow(limit=limit, calibration=calibration, warm_start=warm_start, resume=resume,
                               checkpoint=checkpoint, labels=labels, holdout=holdout)  # fmt: skip
         measurement, result = followed(source, options, settings, stated, follow, out, console, picture=picture)
+        half_scans = 0 if result.provenance["stopped"] else half_scans
         _finish(measurement, result, options, out, half_scans, console, picture=picture, source=source)
         return
     measurement = read_scan(source, settings, stated, limit, calibration)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -73,6 +74,7 @@ def follow(
     probe: Any = None,
     show: Callable[[Reconstruction], None] = lambda result: None,
     progress: Progress = lambda frames, updates, error: None,
+    stop: threading.Event | None = None,
 ) -> Reconstruction:
     """Reconstruct a scan while it is measured.
 
@@ -90,11 +92,14 @@ def follow(
         Called with the image so far, now and then.
     progress : callable, optional
         Called after each piece of work.
+    stop : Event, optional
+        When it is set, what is there is given back without the passes that are left.
 
     Returns
     -------
     Reconstruction
-        Of all frames; ``provenance["first_image_frames"]`` is the number of frames of the first image shown.
+        Of all frames; ``provenance["first_image_frames"]`` is the number of frames of the first image shown,
+        ``provenance["stopped"]`` whether it was stopped before its end.
 
     Raises
     ------
@@ -114,7 +119,7 @@ def follow(
             "leave these out, and reconstruct it again when it is over",
         )
     with torch_threads(1):
-        return _Following(source, options, how or FollowOptions(), show, progress).run(probe)
+        return _Following(source, options, how or FollowOptions(), show, progress, stop or threading.Event()).run(probe)
 
 
 class _Following:
@@ -125,9 +130,11 @@ class _Following:
         how: FollowOptions,
         show: Callable[[Reconstruction], None],
         progress: Progress,
+        stop: threading.Event,
     ) -> None:
         self._source, self._options, self._how = source, options, how
-        self._show, self._progress = show, progress
+        self._show, self._progress, self._stop = show, progress, stop
+        self._stopped = False
         self._began_s = time.time()
         self._heard = np.inf
         self._shown = -np.inf
@@ -155,7 +162,7 @@ class _Following:
         while sum(map(len, parts)) < self._how.first_frames and not self._over():
             new = self._look()
             if new is None:
-                time.sleep(self._how.look_period_s)
+                self._stop.wait(self._how.look_period_s)
             else:
                 parts.append(new)
         if sum(map(len, parts)) < 2:
@@ -171,7 +178,7 @@ class _Following:
         return new
 
     def _over(self) -> bool:
-        if self._source.ended:
+        if self._source.ended or self._stop.is_set():
             return True
         silent_s = time.monotonic() - self._heard
         if silent_s > self._how.patience_s:
@@ -192,9 +199,9 @@ class _Following:
     def _work(self, engine: GrowingReconstruction) -> None:
         """Work until the next look, or wait where what is there has been worked on enough."""
         until = time.monotonic() + self._how.look_period_s
-        while time.monotonic() < until and self._left(engine) > 0:
+        while time.monotonic() < until and self._left(engine) > 0 and not self._stop.is_set():
             self._spend(engine, min(self._left(engine), self._options.batch_size))
-        time.sleep(max(0.0, until - time.monotonic()))
+        self._stop.wait(max(0.0, until - time.monotonic()))
 
     def _spend(self, engine: GrowingReconstruction, updates: int) -> None:
         engine.work(updates)
@@ -212,10 +219,14 @@ class _Following:
 
     def _complete(self, engine: GrowingReconstruction) -> None:
         """What is left of the passes, the last ones with steps that shrink."""
-        while self._left(engine) > 0:
+        while self._left(engine) > 0 and not self._stop.is_set():
             self._spend(engine, min(self._left(engine), len(engine)))
             self._errors.append(engine.error())
             self._progress(len(engine), self._updates, self._errors[-1])
+        if self._stop.is_set():
+            self._stopped = True
+            logger.warning("stopped: the image of %d frames as it is, without the passes that are left", len(engine))
+            return
         engine.finish(self._settled_passes())
         self._updates += self._settled_passes() * len(engine)
         self._errors.append(engine.error())
@@ -233,6 +244,7 @@ class _Following:
             "frame_updates": self._updates,
             "first_image_frames": self._first_image_frames,
             "followed": True,
+            "stopped": self._stopped,
             "pixel_size_known": first.pixel_size_m is not None,
         }
         return replace(

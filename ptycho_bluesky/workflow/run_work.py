@@ -322,10 +322,11 @@ class RunWork:
         return None if record is None else str(path)
 
     def _content(self, model_id: str) -> bytes:
-        """File of a model; the one that was validated lies beside the run already."""
-        parent = self.state.done.get("parent", {})
-        if parent.get("model_id") == model_id and self.folder.parent.exists():
-            return self.folder.parent.read_bytes()
+        """File of a model; the ones that the run was compared with lie beside it already."""
+        for name in ("parent", "glanced"):
+            path = self.folder.path / f"{name}.onnx"
+            if self.state.done.get(name, {}).get("model_id") == model_id and path.exists():
+                return path.read_bytes()
         return self.shared.connections.store().model_store.content(model_id)
 
     def _rivals(self) -> list[ModelRecord]:

@@ -9,7 +9,7 @@ import pytest
 
 from ptycho_bluesky.bench.reconstruct import satisfy_torchvision
 from ptycho_bluesky.bench.reconstruct_scan import BenchScan
-from ptycho_bluesky.bench.reconstruct_speed import sequential_row, speed_rows
+from ptycho_bluesky.bench.reconstruct_speed import error_row, sequential_row, speed_rows
 from ptycho_bluesky.bench.reconstruct_star import star_rows
 from ptycho_bluesky.bench.reconstruct_truth import convergence_rows
 from ptycho_bluesky.bench.reconstruct_warm import passes_to
@@ -45,6 +45,16 @@ def test_time_to_the_truth():
     assert likeness.ours > 0.95
     assert seconds.baseline_name.startswith("pty-chi LSQML, ")
     assert seconds.target == seconds.baseline
+
+
+def test_a_baseline_that_diverged_is_none():
+    row = error_row("rpie", 8, 0.02, 7.0, 0.9)
+    assert (row.ratio, row.passed) == (None, None)
+    assert "diverged to 7, from 0.9" in row.baseline_name
+    assert error_row("rpie", 8, 0.02, float("nan"), 0.9).ratio is None
+    row = error_row("epie", 8, 0.02, 0.03, 0.9)
+    assert row.ratio == pytest.approx(1.5)
+    assert row.passed
 
 
 def test_rows_of_two_workers():

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +144,37 @@ def test_writer_that_dies_leaves_what_it_wrote(scan, start_writer, tmp_path):
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert len(read_reconstruction(out).position_m) == len(scan.measurement)
+
+
+def test_interrupted_command_writes_what_is_there(scan, start_writer, tmp_path):
+    out = tmp_path / "object.h5"
+    path = start_writer(40, 1.0)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ptycho_bluesky", "reconstruct", str(path), "--follow", "60", "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 60.0
+        while not out.with_suffix(".png").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60.0)
+    finally:
+        process.kill()
+        process.wait(10.0)
+    assert process.returncode == 0, said
+    assert "stopped: the image of" in said
+    product = read_reconstruction(out)
+    assert product.provenance["stopped"] is True
+    assert 32 <= len(product.position_m) < len(scan.measurement)
+    assert np.abs(product.object).max() > 0.0
+
+
+def test_stop_before_the_first_frames(scan):
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(InputError, match="ended with 0 frames"):
+        follow(Pieces(scan.measurement, 2), EpieOptions(), quick(), stop=stop)
 
 
 @pytest.mark.parametrize(
