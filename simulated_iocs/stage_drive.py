@@ -23,7 +23,7 @@ METRES_PER_UNIT = 1e-6
 """The axes' engineering unit is the micrometre."""
 VELOCITY_TOLERANCE = 1.001
 MAX_RUN_UP_S = 30.0
-REMOTE_TIMEOUT_S = 2.0
+REMOTE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)

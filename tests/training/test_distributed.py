@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from ptycho_bluesky.models.export import read_manifest
 from ptycho_bluesky.training.corpus import Corpus
 
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
@@ -66,6 +68,29 @@ def test_two_ranks_learn_what_one_learns(folder, tmp_path, changes):
         if precision in changes[0]:
             one, two = (tmp_path / f"{name}.{precision}.npz" for name in ("one", "two"))
             assert difference(one, two) <= limit
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_writes_the_model_of_one_process(folder, tmp_path):
+    models = []
+    for name, launcher in (("one", [sys.executable]), ("two", TORCHRUN)):
+        models.append(tmp_path / f"{name}.onnx")
+        process = subprocess.run(
+            [*launcher, "-m", "ptycho_bluesky", "train", str(folder), "--device", "cpu", "--architecture", "lean8",
+             "--frames-per-scan", "96", "--batch-size", "16", "--seed", "3", "--out", str(models[-1])],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180, check=False,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stdout + process.stderr
+    one, two = (
+        {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(model).graph.initializer} for model in models
+    )
+    assert set(one) == set(two)
+    assert any(value.size > 100 for value in one.values())
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+    manifests = [read_manifest(model.read_bytes()) for model in models]
+    assert manifests[0]["frame_updates"] == manifests[1]["frame_updates"] > 0
+    assert [path.name for path in tmp_path.glob("*.onnx")].count("two.onnx") == 1
 
 
 @pytest.mark.slow
