@@ -80,12 +80,13 @@ class Augmentation:
 def thin_counts(image: NDArray[Any], share: float, rng: np.random.Generator) -> NDArray[Any]:
     """Counts that a shorter exposure would have given.
 
-    Whole counts are thinned binomially, each photon kept with the probability ``share``: of a Poisson variable of mean
-    λ exactly a Poisson variable of mean share·λ is left. Counts that are not whole (scaled by a monitor, calculated)
-    are taken for means and drawn from a Poisson distribution; where they hold noise already, it is added to.
+    Whole counts, of whatever type, are thinned binomially, each photon kept with the probability ``share``: of a
+    Poisson variable of mean λ exactly a Poisson variable of mean share·λ is left. Counts that are not whole (scaled by
+    a monitor, calculated) are taken for means and drawn from a Poisson distribution; where they hold noise already, it
+    is added to.
     """
-    if np.issubdtype(image.dtype, np.integer):
-        return rng.binomial(np.maximum(image, 0), share)
+    if np.issubdtype(image.dtype, np.integer) or (np.rint(image) == image).all():
+        return rng.binomial(np.maximum(image, 0).astype(np.int64), share)
     return rng.poisson(share * np.maximum(image, 0).astype(np.float64))
 
 

@@ -28,6 +28,8 @@ FORMAT_VERSION = 2
 HASHES = "frame_hash"
 STEPS = {"phase_rad": 2.0**-13, "amplitude": 2.0**-13}
 """Phases and amplitudes are stored to 1.2e-4, wrong by 6e-5 at most; the best of labels are wrong by some 1e-2."""
+LEAST_ROUNDED = 2.0**-6
+"""Largest value under which a column is stored as it is: amplitudes in another unit, or a sample hardly there."""
 
 
 def compression() -> Mapping[str, Any]:
@@ -47,6 +49,7 @@ def rounded(name: str, value: NDArray[Any]) -> NDArray[Any]:
     name : str
         Of the column; those without an entry in `STEPS` stay as they are.
     value : ndarray, shape (..., h, w)
+        Of a whole label set: where all of it is below `LEAST_ROUNDED` it stays as it is too.
 
     Returns
     -------
@@ -56,8 +59,10 @@ def rounded(name: str, value: NDArray[Any]) -> NDArray[Any]:
     step = STEPS.get(name)
     if step is None or not np.issubdtype(value.dtype, np.floating):
         return value
-    # a power of two: division and product are exact
-    return np.rint(value / value.dtype.type(step)) * value.dtype.type(step)
+    if np.nanmax(np.abs(value), initial=0.0) < LEAST_ROUNDED:
+        return value
+    # a power of two: quotient and product are exact, and in double precision neither leaves the range of the type
+    return (np.rint(value.astype(np.float64) / step) * step).astype(value.dtype)
 
 
 def frame_hashes(labels: LabelSet) -> NDArray[np.uint64]:
@@ -118,8 +123,8 @@ def write_label_set(path: Path | str, labels: LabelSet, description: Mapping[str
 def _write_frames(file: h5py.File, labels: LabelSet) -> None:
     """Frame and phase side by side, since they are read together; amplitudes, which few networks read, behind them."""
     datasets: dict[str, h5py.Dataset] = {}
-    for name in BY_FRAME:
-        value = np.asarray(getattr(labels, name))
+    values = {name: rounded(name, np.asarray(getattr(labels, name))) for name in BY_FRAME}
+    for name, value in values.items():
         if value.ndim != 3 or not value.size:
             continue
         datasets[name] = file.create_dataset(
@@ -129,7 +134,7 @@ def _write_frames(file: h5py.File, labels: LabelSet) -> None:
         for row in range(len(labels)):
             for name in names:
                 if name in datasets:
-                    datasets[name][row] = rounded(name, np.asarray(getattr(labels, name)[row]))
+                    datasets[name][row] = values[name][row]
 
 
 def read_label_set(path: Path | str, rows: NDArray[Any] | None = None) -> LabelSet:

@@ -21,6 +21,8 @@ from ptycho_bluesky.training.loading.disk_loader import LoadedBatch
 
 __all__ = ["Batch", "BatchLoader", "BatchSource", "DiskBatches"]
 
+READ_AHEAD_FRAMES = 512
+"""Frames of a rank whose missing ones are read from disk together: the more, the closer they lie to each other."""
 EXTRA_EPOCH = 1 << 40
 """Added to the step, it stands for the epoch of frames that are drawn beside the epochs."""
 
@@ -192,7 +194,10 @@ class DiskBatches:
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Batches of this rank, from a step to the end of the training."""
         num_epochs = -(-num_steps // self.schedule.steps_per_epoch)
-        loader = DiskLoader(self.store, self.schedule, self.rank, num_epochs, first_step=first_step)
+        read_ahead = max(1, READ_AHEAD_FRAMES * self.schedule.world_size // self.schedule.global_batch)
+        loader = DiskLoader(
+            self.store, self.schedule, self.rank, num_epochs, read_ahead=read_ahead, first_step=first_step
+        )
         self._loaded = iter(loader)
         for step, loaded in zip(range(first_step, num_steps), self._loaded, strict=False):
             rows = loaded.step.rows

@@ -74,6 +74,13 @@ class TrainOptions(BaseModel):
         ge=0,
         description="Frames that a rank holds in memory of a corpus that is read from disk; 0: all are in memory.",
     )
+    buffer_policy: Literal["pin", "clairvoyant"] = Field(
+        default="pin",
+        description="Frames of a corpus on disk that stay in memory: the first, or those needed soonest.",
+    )
+    order_epochs: bool = Field(
+        default=False, description="Order the shuffles of a corpus on disk so that one ends as the next begins."
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 …")
     epochs: int = Field(default=50, ge=1, description="Passes over the corpus, of the published recipe.")
     checkpoint_period_s: float = Field(default=15.0, gt=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from ptycho_bluesky.training.catalog import CatalogEntry
 from ptycho_bluesky.training.corpus import Corpus, TrainingArrays, join_label_sets, light_factor
 from ptycho_bluesky.training.distributed import Ranks
 from ptycho_bluesky.training.loader import BatchLoader, BatchSource, DiskBatches
-from ptycho_bluesky.training.loading import FrameStore, Schedule
+from ptycho_bluesky.training.loading import FrameStore, Schedule, order_epochs
 from ptycho_bluesky.training.options import TrainOptions
 from ptycho_bluesky.training.recipes import Plan
 from ptycho_bluesky.training.splits import rehearsal_rows
@@ -82,7 +82,12 @@ class TrainingData:
             )
         columns = ("image", "phase_rad", "amplitude") if with_amplitude else ("image", "phase_rad")
         store = FrameStore(self._on_disk.files, columns, rows=self._on_disk.rows)
-        schedule = Schedule(len(store), plan.batch_size, ranks.world_size, options.buffer_frames, options.seed)
+        schedule = Schedule(
+            len(store), plan.batch_size, ranks.world_size, options.buffer_frames, options.seed, options.buffer_policy
+        )
+        if options.order_epochs:
+            num_epochs = -(-plan.num_steps // schedule.steps_per_epoch)
+            schedule = replace(schedule, epoch_order=order_epochs(schedule, num_epochs))
         augmentation = Augmentation(options.seed, operations, thin_to)
         return DiskBatches(store, schedule, self._on_disk.factors, augmentation, ranks.rank)
 

@@ -20,6 +20,15 @@ def test_thinned_photons_are_poisson_of_the_smaller_mean():
     assert calculated.var() == pytest.approx(5.0, rel=0.02)
 
 
+def test_whole_counts_are_thinned_alike_whatever_their_type():
+    counts = np.random.default_rng(2).poisson(6.0, (40, 40))
+    whole, real = (
+        thin_counts(counts.astype(dtype), 0.3, np.random.default_rng(7)) for dtype in (np.uint16, np.float32)
+    )
+    np.testing.assert_array_equal(whole, real)
+    assert (real <= counts).all()
+
+
 def test_thinned_frames_stay_at_the_light_of_the_training():
     image = np.random.default_rng(1).poisson(40.0, (64, 32, 32)).astype(np.uint16)
     labels = np.zeros((64, 1, 32, 32), np.float32)

@@ -36,10 +36,16 @@ def test_rounding_is_bounded_kept_by_itself_and_leaves_the_type(value, name):
         once = rounded(name, value)
         assert once.dtype == value.dtype
         np.testing.assert_array_equal(rounded(name, once), once)
-        finite = np.isfinite(once)  # the largest numbers of a type overflow
+        finite = np.isfinite(once)  # the largest numbers in double precision overflow
         np.testing.assert_array_less(np.abs(once[finite].astype(float) - value[finite]), 0.51 * STEPS[name])
     np.testing.assert_array_equal(rounded("image", value), value)
     np.testing.assert_array_equal(np.isnan(once), np.isnan(value))
+
+
+def test_what_is_small_in_its_unit_keeps_its_digits():
+    small = np.random.default_rng(0).normal(0.0, 1e-4, (3, 8, 8)).astype(np.float32)
+    assert rounded("amplitude", small) is small
+    assert rounded("phase_rad", np.full((1, 2, 2), 9.0, np.float16)).tolist() == [[[9.0, 9.0], [9.0, 9.0]]]
 
 
 def test_unknown_geometry_stays_unknown(tmp_path, labels_a):

@@ -279,6 +279,28 @@ def test_a_corpus_on_disk_is_brought_to_one_light(tmp_path, labels_a, labels_b):
         gather([labels_a], options, ())
 
 
+@pytest.mark.parametrize("changes", [{"buffer_policy": "clairvoyant"}, {"order_epochs": True}])
+def test_how_a_corpus_is_buffered_changes_no_batch(tmp_path, labels_a, labels_b, changes):
+    corpus = Corpus(tmp_path)
+    for labels in (labels_a, labels_b):
+        corpus.add(labels)
+    options = QUICK.model_copy(update={"buffer_frames": 50, "augment": "off", "frames_per_scan": 500, "batch_size": 32})
+    found = []
+    for each in (options, options.model_copy(update=changes)):
+        data = gather(corpus, each, ())
+        plan = make_plan(each, data.num_frames, 2, labels_a.weight)
+        source = data.source(plan, each, (), ("identity",), with_amplitude=False, ranks=Ranks())
+        found.append([batch.counts.sum(axis=(1, 2, 3)) for batch in source.batches(0, 4 * source.steps_per_epoch)])
+        source.close()
+    plain, changed = found
+    if changes.get("order_epochs"):  # the same epochs in another order
+        plain, changed = ([np.concatenate(each[k : k + 6]) for k in range(0, 24, 6)] for each in (plain, changed))
+        assert {each.tobytes() for each in plain} == {each.tobytes() for each in changed}
+        return
+    for one, other in zip(plain, changed, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_rehearsal_limits_the_frames_of_old_runs(tmp_path, labels_a, labels_b):
     corpus = Corpus(tmp_path)
     for labels in (labels_a, labels_b):

@@ -40,11 +40,13 @@ class BlockReaders:
         self._part_bytes = block_bytes + 2 * mmap.PAGESIZE
         self._own = threading.local()
         self._threads: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
 
     @property
     def threads(self) -> ThreadPoolExecutor:
-        """The threads."""
-        if self._threads is None:
+        """The threads; a process that was forked off has none of its parent's."""
+        if self._threads is None or self._process != os.getpid():
+            self._process = os.getpid()
             self._threads = ThreadPoolExecutor(READERS, "read-blocks")
         return self._threads
 
@@ -52,7 +54,8 @@ class BlockReaders:
         """Memory of the thread that calls; it begins at a page, as requests past the page cache must."""
         found: mmap.mmap | None = getattr(self._own, "memory", None)
         if found is None or len(found) < num_bytes:
-            found = self._own.memory = mmap.mmap(-1, max(num_bytes, self._part_bytes))
+            size = max(num_bytes, self._part_bytes)
+            found = self._own.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return memoryview(found)
 
     def close(self) -> None:

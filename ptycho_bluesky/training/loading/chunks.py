@@ -125,7 +125,8 @@ def read_rows(
     spans = [(int(found.first[begin]), int(found.first[end - 1] + found.size[end - 1])) for begin, end in groups]
     spans = [(base, behind - base) for base, behind in spans]
 
-    def unpack(number: int, content: NDArray[np.uint8]) -> None:
+    def unpack(number: int, content: NDArray[np.uint8], kept: Any = out) -> None:
+        # `kept`: threads write to addresses in `out`, which must outlive them whatever becomes of the caller
         part = slice(*groups[number])
         damaged = unpack_rows(
             content, found.first[part] - spans[number][0], found.size[part], found.packed[part], found.address[part],

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["BufferPolicy", "Schedule", "Step"]
+__all__ = ["BufferPolicy", "Schedule", "Step", "order_epochs"]
 
 BufferPolicy = Literal["pin", "clairvoyant"]
 NOBODY = -1
@@ -100,6 +100,8 @@ class Schedule:
                 raise InputError(f"{name} = {getattr(self, name)}", f"it is at least {least}")
         if self.policy not in ("pin", "clairvoyant"):
             raise InputError(f"policy = {self.policy!r}", "known ones are pin and clairvoyant")
+        if self.epoch_order is not None and not self.epoch_order:
+            raise InputError("epoch_order = ()", "it names at least one shuffle", "leave it out")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -141,6 +143,42 @@ class Schedule:
                 keep, evict = buffers.update(rows, holder, owner, rank)
                 mine = owner == rank
                 yield Step(epoch, index, rows[mine], holder[mine] == rank, keep, evict, mine.sum() / len(rows))
+
+
+def order_epochs(schedule: Schedule, num_epochs: int) -> tuple[int, ...]:
+    """Order of shuffles in which each next one begins with the most of what the last one ends with.
+
+    SOLAR's second design; a greedy choice stands for its travelling-salesman search.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    num_epochs : int
+        Shuffles 0 to ``num_epochs`` − 1 are ordered; the first stays.
+
+    Returns
+    -------
+    tuple of int
+        For `Schedule.epoch_order`.
+
+    Notes
+    -----
+    Time grows with the square of ``num_epochs`` times the frames, memory with their product.
+    """
+    half = schedule.num_frames // 2
+    heads = np.zeros((num_epochs, schedule.num_frames), dtype=np.bool_)
+    tails = np.zeros_like(heads)
+    for epoch in range(num_epochs):
+        order = schedule.permutation(epoch)
+        heads[epoch, order[:half]] = True
+        tails[epoch, order[half:]] = True
+    chosen, left = [0], set(range(1, num_epochs))
+    while left:
+        last = tails[chosen[-1]]
+        best = max(left, key=lambda epoch: (int((last & heads[epoch]).sum()), -epoch))
+        chosen.append(best)
+        left.remove(best)
+    return tuple(chosen)
 
 
 def share_reads(holder: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:

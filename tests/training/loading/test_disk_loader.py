@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.training.loading import DiskLoader, FrameStore, Schedule, merge_ranges
-from ptycho_bluesky.training.loading.torch_data import as_data_loader
+from ptycho_bluesky.training.loading.torch_data import PlannedBatches, as_data_loader
 
 SIZES = (37, 5, 60)
 TOTAL = sum(SIZES)
@@ -259,3 +259,29 @@ def _loss(model, arrays):
     image = torch.from_numpy(arrays["image"].astype(np.float64) / TOTAL).flatten(1)
     label = torch.from_numpy(arrays["phase_rad"].astype(np.float64) / TOTAL).flatten(1)
     return (model(image) - label).square().mean()
+
+
+def test_more_than_one_worker_is_refused(store):
+    batches = PlannedBatches(DiskLoader(store, Schedule(TOTAL, 20)))
+    with pytest.raises(InputError, match="num_workers = 2"):
+        list(torch.utils.data.DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context="fork"))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_store_that_was_read_serves_a_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr("ptycho_bluesky.training.loading.chunks.BLOCK_BYTES", 4000)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in ("image", "phase_rad"):
+            value = np.random.default_rng(0).integers(0, 60000, (64, 16, 16)).astype(np.uint16)
+            file.create_dataset(name, data=value, chunks=(1, 16, 16), **hdf5plugin.Blosc())
+    store = FrameStore([tmp_path / "a.h5"])
+    whole = store.read(np.arange(64))["image"].copy()
+    batches = PlannedBatches(DiskLoader(store, Schedule(64, 16)))
+    loader = torch.utils.data.DataLoader(
+        batches, batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=30
+    )
+    seen = {int(row): image for batch in loader for row, image in zip(batch["rows"], batch["image"], strict=True)}
+    assert len(seen) == 64
+    for row, image in seen.items():
+        np.testing.assert_array_equal(image, whole[row])
+    store.close()

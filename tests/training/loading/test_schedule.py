@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.loading.schedule import Schedule, share_reads
+from ptycho_bluesky.training.loading.schedule import Schedule, order_epochs, share_reads
 
 SCHEDULES = st.builds(
     Schedule,
@@ -104,8 +104,29 @@ def test_an_order_of_epochs_only_rearranges_them():
     np.testing.assert_array_equal(turned.permutation(2), plain.permutation(1))
 
 
+def test_ordered_epochs_begin_with_what_the_last_one_ended_with():
+    schedule = Schedule(61, 10, seed=3)
+    order = order_epochs(schedule, 6)
+    assert order[0] == 0
+    assert sorted(order) == list(range(6))
+
+    def common(one, other):
+        return len(set(schedule.permutation(one)[30:].tolist()) & set(schedule.permutation(other)[:30].tolist()))
+
+    for place in range(1, 6):
+        assert common(order[place - 1], order[place]) == max(common(order[place - 1], other) for other in order[place:])
+
+
 @pytest.mark.parametrize(
-    "values", [{"num_frames": 0}, {"global_batch": 0}, {"world_size": 0}, {"buffer_frames": -1}, {"policy": "lru"}]
+    "values",
+    [
+        {"num_frames": 0},
+        {"global_batch": 0},
+        {"world_size": 0},
+        {"buffer_frames": -1},
+        {"policy": "lru"},
+        {"epoch_order": ()},
+    ],
 )
 def test_bad_plans_are_refused(values):
     with pytest.raises(InputError, match=next(iter(values))):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
+import time
+import traceback
+import weakref
 
 import h5py
 import hdf5plugin
@@ -106,6 +110,46 @@ def test_rows_far_apart_are_announced(corpus, monkeypatch):
     store = FrameStore([path])
     np.testing.assert_array_equal(store.read(np.array([0, 199]))["image"], content["image"][[0, 199]])
     store.close()
+
+
+def _tables(store):
+    store.read(ROWS[:1])
+    return store._tables[0].values()
+
+
+def test_memory_outlives_the_threads_that_write_to_it(corpus, monkeypatch):
+    """Whoever waits may be interrupted twice; what still runs must not write to memory that was given back."""
+    path, _ = corpus
+    store, alive = FrameStore([path]), []
+    real = BlockFile._read_direct
+
+    def interrupted(futures, *_):
+        raise KeyboardInterrupt
+
+    def slow(self, descriptor, span, readers):
+        if span[0] == first:
+            raise OSError("the wait for the others begins")
+        found = real(self, descriptor, span, readers)
+        time.sleep(0.1)
+        alive.append(watched() is not None)
+        return found
+
+    monkeypatch.setattr(BlockFile, "_read_direct", slow)
+    monkeypatch.setattr("ptycho_bluesky.training.loading.blocks.wait", interrupted)
+    first = int(min(table.first[ROWS].min() for table in _tables(store)))
+    memory = store.empty(len(ROWS))
+    watched = weakref.ref(memory["image"])
+    try:
+        store.read(ROWS, memory)
+    except KeyboardInterrupt as error:
+        traceback.clear_frames(error.__traceback__)
+    else:
+        pytest.fail("it was not interrupted")
+    del memory
+    gc.collect()
+    store.close()
+    assert len(alive) > 0
+    assert all(alive)
 
 
 def test_a_file_that_is_cut_is_named(corpus):
