@@ -9,12 +9,21 @@ from typing import Any
 
 from ptycho_bluesky.errors import StorageError
 
-__all__ = ["COLUMNS", "CurveLog"]
+__all__ = ["COLUMNS", "CurveLog", "holds_curve"]
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("frames", "loss_rad", "learning_rate", "validation_rad")
 """Frame-updates so far; mean training loss since the last line; learning rate; validation loss where it was taken."""
+
+
+CURVE_FILE = "curve.csv"
+
+
+def holds_curve(directory: Path | str) -> bool:
+    """Whether a folder has a curve with at least one point."""
+    path = Path(directory) / CURVE_FILE
+    return path.is_file() and path.stat().st_size > len(_line(COLUMNS))
 
 
 class CurveLog:
@@ -33,7 +42,7 @@ class CurveLog:
     """
 
     def __init__(self, directory: Path | str, points: list[tuple[float, ...]]) -> None:
-        self.path = Path(directory) / "curve.csv"
+        self.path = Path(directory) / CURVE_FILE
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(map(_line, (COLUMNS, *points))))
@@ -71,6 +80,6 @@ def _event_writer(directory: Path, first_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        log.info("TensorBoard is not installed: the curve is in %s/curve.csv alone", directory)
+        log.info("TensorBoard is not installed: the curve is in %s/%s alone", directory, CURVE_FILE)
         return None
-    return SummaryWriter(str(directory), purge_step=first_step or None)
+    return SummaryWriter(str(directory), purge_step=first_step)

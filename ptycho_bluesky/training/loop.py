@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.geometry import crop_centre
 from ptycho_bluesky.models.network import AMPLITUDE, PHASE, Network
 from ptycho_bluesky.models.reader import PhaseReader
+from ptycho_bluesky.reconstruction.prepare import torch_device
 from ptycho_bluesky.training.averaging import WeightAverage
 from ptycho_bluesky.training.checkpoint import Checkpoint
 from ptycho_bluesky.training.corpus import TrainingArrays
-from ptycho_bluesky.training.curves import COLUMNS, CurveLog
+from ptycho_bluesky.training.curves import COLUMNS, CurveLog, holds_curve
 from ptycho_bluesky.training.distributed import Ranks
 from ptycho_bluesky.training.evaluate import predict
 from ptycho_bluesky.training.loader import Batch, BatchSource
@@ -104,7 +105,7 @@ class TrainingLoop:
         self.plan, self.options, self.source = plan, options, source
         self.held_out, self.checkpoint, self.log_dir = held_out, checkpoint, log_dir
         self.ranks = ranks or Ranks()
-        self.device = _device(options.device)
+        self.device = torch_device(options.device)
         self.dtype = torch.float64 if options.precision == "float64" else torch.float32
         self.reader = reader.to(self.device, self.dtype)
         # channels last: 1.5 times as fast as the default layout on CPUs with AVX-512
@@ -123,16 +124,18 @@ class TrainingLoop:
         self._validation = math.nan
 
     def run(self, progress: Progress | None = None, should_stop: Callable[[], bool] | None = None) -> None:
-        """Train to the end of the plan.
+        """Train to the end of the plan; the checkpoint then holds the end, until it is removed.
 
         Raises
         ------
         TrainingStoppedError
             `should_stop` was true on a rank.
         InputError
-            The loss became NaN.
+            The loss became NaN, or the folder of the curve holds that of another training.
         """
-        self._resume()
+        resumed = self._resume()
+        if self.log_dir is not None and not resumed:
+            self._claim_log_dir(self.log_dir)
         curve = CurveLog(self.log_dir, self.points) if self.log_dir is not None and self.ranks.first else None
         try:
             self._run(progress, should_stop or (lambda: False), curve)
@@ -189,6 +192,10 @@ class TrainingLoop:
             if time.monotonic() - saved > self.options.checkpoint_period_s:
                 self._save()
                 saved = time.monotonic()
+        try:
+            self._save()
+        except StorageError as error:  # the model, which is smaller, may still find room
+            log.warning("the end of the training is not kept: %s", error)
 
     def _stop_here(self) -> None:
         self._save()
@@ -263,13 +270,25 @@ class TrainingLoop:
                 }
             )
 
-    def _resume(self) -> None:
+    def _claim_log_dir(self, directory: Path | str) -> None:
+        """Refuse the folder of another training's curve, and leave a mark that the curve to come is of this one."""
+        # the first rank's file system decides, and all hear of it: none is left waiting for the others
+        if self.ranks.share(self.ranks.first and holds_curve(directory)):
+            raise InputError(
+                f"log folder {directory}",
+                "it holds the curve of another training, which would be overwritten",
+                "name another folder, or remove this one",
+            )
+        self._save()  # killed before the first period ends, the same command finds that the curve is its own
+
+    def _resume(self) -> bool:
+        """Go on from the checkpoint, if there is one of this training."""
         state: Mapping[str, Any] | None = None
         if self.checkpoint is not None and self.ranks.first:
             state = self.checkpoint.load()
         state = self.ranks.share(state)
         if state is None:
-            return
+            return False
         self.step, self.running = state["step"], state["running"]
         self.points = [tuple(point) for point in state["points"]]
         self.best, self._validation = state["best"], state["validation"]
@@ -278,12 +297,7 @@ class TrainingLoop:
         if self.average is not None:
             self.average.load(state["average"])
         log.info("training goes on from step %d of %d", self.step, self.plan.num_steps)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+        return True
 
 
 def _autocast(options: TrainOptions, plan: Plan, device: torch.device) -> str | None:

@@ -17,26 +17,24 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_bluesky._version import __version__
-from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.geometry import crop_centre
-from ptycho_bluesky.models import build, network_options
-from ptycho_bluesky.models.export import from_onnx, read_manifest, to_onnx
-from ptycho_bluesky.models.ptychonn import PtychoNN, PtychoNN2
-from ptycho_bluesky.models.reader import PhaseReader
+from ptycho_bluesky.models.export import read_manifest, to_onnx
+from ptycho_bluesky.reconstruction.prepare import torch_device
 from ptycho_bluesky.records import LabelSet, ModelRecord, ModelStage
 from ptycho_bluesky.training.checkpoint import Checkpoint
-from ptycho_bluesky.training.corpus import Corpus, TrainingArrays, light_factor
+from ptycho_bluesky.training.corpus import Corpus, TrainingArrays
 from ptycho_bluesky.training.distributed import Ranks
 from ptycho_bluesky.training.evaluate import evaluate, label_weight
 from ptycho_bluesky.training.loop import Progress, TrainingLoop, TrainingStoppedError
 from ptycho_bluesky.training.options import TrainOptions
 from ptycho_bluesky.training.physics import attach_physics
-from ptycho_bluesky.training.recipes import make_plan, start_preprocessing
+from ptycho_bluesky.training.recipes import make_plan
 from ptycho_bluesky.training.registry import content_id
+from ptycho_bluesky.training.start import refuse_other_geometry, start_from
 from ptycho_bluesky.training.symmetry import symmetric_operations
 from ptycho_bluesky.training.training_data import TrainingData, gather
 from ptycho_bluesky.trust.light import Light
-from ptycho_bluesky.trust.physics import PHYSICS_KEY, read_physics
+from ptycho_bluesky.trust.physics import PHYSICS_KEY
 
 __all__ = ["Prepared", "Progress", "TrainResult", "TrainingStoppedError", "prepare", "train"]
 
@@ -44,6 +42,8 @@ log = logging.getLogger(__name__)
 
 MIN_PATCH_WEIGHT = 0.05
 """Relative illumination under which a pixel of a patch does not enter mosaics."""
+FINGERPRINT_FRAMES = 50
+"""About how many frames, evenly taken, tell one training from another."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,6 @@ class TrainResult:
     weights: Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class _Start:
-    """Where a training starts from."""
-
-    reader: PhaseReader
-    parent_id: str
-    frame_updates: int
-
-
 def train(
     corpus: Corpus | TrainingArrays | Sequence[LabelSet],
     options: TrainOptions | None = None,
@@ -100,6 +91,7 @@ def train(
     regime: Mapping[str, Any] | None = None,
     reference: LabelSet | None = None,
     ranks: Ranks | None = None,
+    write: Callable[[TrainResult], None] | None = None,
 ) -> TrainResult:
     """Train a network on a cumulative corpus, starting from a parent.
 
@@ -116,15 +108,17 @@ def train(
         Model file to start from; its manifest says which runs are not new. The budget is
         ``frames_per_scan`` for each new run, and for one where none is new.
     validation : LabelSet, optional
-        Labels of a run or an area that is in no training set; their figures go into the record. The published recipe
-        keeps the weights that are best on them; without any it holds out a tenth of the newest run, by area.
+        Labels of a run or an area that is in no training set, of the corpus' geometry; their figures go into the
+        record. The published recipe keeps the weights that are best on them; without any it holds out a tenth of the
+        newest run, by area.
     progress : callable, optional
         See `Progress`.
     checkpoint_dir : path, optional
         Keep a checkpoint there; a training of the same corpus, options and parent goes on from it, and gives the same
         weights as one that was never stopped.
     log_dir : path, optional
-        Folder of the curve: ``curve.csv``, and event files where TensorBoard is installed.
+        Folder of the curve: ``curve.csv``, and event files where TensorBoard is installed. One that holds the curve
+        of another training is refused.
     should_stop : callable, optional
         Asked between steps; when true, the state is saved and `TrainingStoppedError` raised.
     regime : mapping, optional
@@ -135,6 +129,9 @@ def train(
     ranks : Ranks, optional
         The processes that train together; each calls this function with the same arguments and gets the same result.
         Files are written by the first.
+    write : callable, optional
+        Called with the result, by the first process, before the checkpoint is removed: where the model cannot be
+        written, the next call has nothing to train and writes it.
 
     Returns
     -------
@@ -143,7 +140,8 @@ def train(
     Raises
     ------
     InputError
-        The corpus is empty or mixed, the parent is of another geometry or recipe, or the loss became NaN.
+        The corpus is empty or mixed, parent or validation are of another geometry, the parent is of another recipe,
+        the device is not there, or the loss became NaN.
     TrainingStoppedError
         `should_stop` asked for it.
     """
@@ -169,11 +167,15 @@ def train(
     frame_shape = (int(arrays.image.shape[1]), int(arrays.image.shape[2]))
     content = to_onnx(loop.network, frame_shape, 1.0, loop.reader.preprocessing, manifest)
     figures = evaluate(content, validation) if validation is not None else {}
-    if loop.checkpoint is not None and ranks.first:
-        loop.checkpoint.remove()
     record = _record(content, manifest, arrays, loop.plan.loss_weight.shape, figures, regime)
     spent = loop.plan.num_steps * loop.plan.batch_size
-    return TrainResult(content, record, figures, loop.curve(), spent, time.monotonic() - began, weights)
+    result = TrainResult(content, record, figures, loop.curve(), spent, time.monotonic() - began, weights)
+    if ranks.first:
+        if write is not None:
+            write(result)
+        if loop.checkpoint is not None:
+            loop.checkpoint.remove()
+    return result
 
 
 @dataclass(frozen=True)
@@ -207,10 +209,13 @@ def prepare(
     """Make a training ready, step by step to be taken; parameters and errors as of `train`."""
     ranks = ranks or Ranks()
     torch.set_num_threads(options.num_threads)
+    torch_device(options.device)  # one that is not there is told before a large corpus is read
     trained_runs = _trained_runs(parent)
     data = gather(corpus, options, trained_runs, runs, validation)
     arrays = data.arrays
-    start = _start(options, arrays, parent)
+    if validation is not None:
+        refuse_other_geometry(validation, arrays)
+    start = start_from(options, arrays, parent)
     new_runs = tuple(uid for uid in arrays.run_uids if uid not in trained_runs)
     frame_shape = (int(arrays.image.shape[1]), int(arrays.image.shape[2]))
     weight = crop_centre(label_weight(arrays), start.reader.network.patch_shape(frame_shape))
@@ -254,60 +259,6 @@ def _trained_runs(parent: bytes | None) -> tuple[str, ...]:
     return () if parent is None else tuple(read_manifest(parent).get("training_runs", ()))
 
 
-def _start(options: TrainOptions, arrays: TrainingArrays, parent: bytes | None) -> _Start:
-    inputs = "counts" if options.recipe == "published" else options.inputs
-    preprocessing = start_preprocessing(inputs, arrays.image)
-    if parent is None:
-        torch.manual_seed(options.seed)
-        mean_frame = arrays.image.mean(axis=0, dtype=np.float64)
-        network = build(options.architecture, **network_options(options.architecture, mean_frame))
-        published = {"ptychonn2": PtychoNN2, "ptychonn": PtychoNN}.get(options.architecture)
-        if published and (options.recipe == "published" or options.initialisation == "torch"):
-            network = published("torch")
-        elif options.initialisation == "torch":
-            raise InputError(
-                f"initialisation 'torch' of {options.architecture}", "a lean network begins with he", "leave it out"
-            )
-        return _Start(PhaseReader(network, preprocessing), "", 0)
-    reader, manifest = from_onnx(parent)
-    if reader.network.architecture != options.architecture:
-        raise InputError(
-            f"parent model of architecture {reader.network.architecture}",
-            f"{options.architecture} is asked for",
-            "start from a model of this architecture, or from none",
-        )
-    if tuple(manifest["image_shape"]) != arrays.image.shape[1:]:
-        raise InputError(
-            f"parent model of frames {tuple(manifest['image_shape'])}",
-            f"the corpus has frames {arrays.image.shape[1:]}",
-            "start from a model of this geometry, or from none",
-        )
-    stated = manifest.get("pixel_size_m")
-    if stated and not np.isnan(arrays.pixel_size_m) and not np.isclose(stated, arrays.pixel_size_m, rtol=1e-3):
-        raise InputError(
-            f"parent model of {stated:.4g} m a pixel",
-            f"the corpus is at {arrays.pixel_size_m:.4g} m",
-            "start from a model of this geometry, or from none",
-        )
-    if reader.preprocessing.sqrt != preprocessing.sqrt:
-        raise InputError(
-            f"parent model with preprocessing {reader.preprocessing.as_dict()}",
-            f"the options feed {'the root of the counts' if preprocessing.sqrt else 'raw counts'}",
-            "continue with the recipe that the parent was trained with",
-        )
-    return _Start(_at_light_of(arrays, reader, manifest), content_id(parent), int(manifest.get("frame_updates", 0)))
-
-
-def _at_light_of(arrays: TrainingArrays, reader: PhaseReader, manifest: Mapping[str, Any]) -> PhaseReader:
-    """The parent for frames at another light than its own, so that its network is fed what it was trained with.
-
-    The corpus is brought to the light of its newest run; the parent's mean frame and scale are those of its own.
-    """
-    physics, _ = read_physics(manifest)
-    factor = 1.0 if physics is None else light_factor(physics.light.as_dict(), arrays.light)
-    return reader if factor == 1.0 else PhaseReader(reader.network, reader.preprocessing.at_light(factor))
-
-
 def _operations(options: TrainOptions, arrays: TrainingArrays) -> tuple[str, ...]:
     if options.recipe == "published" or options.augment == "off":
         return ("identity",)
@@ -316,9 +267,16 @@ def _operations(options: TrainOptions, arrays: TrainingArrays) -> tuple[str, ...
 
 
 def _fingerprint(data: TrainingData, options: TrainOptions, parent_id: str) -> str:
-    frames = np.ascontiguousarray(data.arrays.image[:: max(1, len(data.arrays) // 50)])
+    """What the weights follow from: runs, options, parent, and of frames and labels a part."""
     content = [data.arrays.run_uids, data.num_frames, options.model_dump(mode="json"), parent_id, __version__]
-    return hashlib.sha256(json.dumps(content).encode() + frames.tobytes()).hexdigest()
+    digest = hashlib.sha256(json.dumps(content).encode())
+    # what is held out chooses the weights, where the recipe has it so
+    for arrays in (data.arrays, *([] if data.held_out is None else [data.held_out])):
+        rows = slice(None, None, max(1, len(arrays) // FINGERPRINT_FRAMES))
+        for part in (arrays.image[rows], arrays.phase_rad[rows], arrays.amplitude[rows], arrays.probe):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
 
 
 def _patch_weight(weight: NDArray[np.float32]) -> list[list[float]]:

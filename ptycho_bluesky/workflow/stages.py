@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ptycho_bluesky.reconstruction import EngineOptions
     from ptycho_bluesky.training.corpus import Corpus, TrainingArrays
     from ptycho_bluesky.training.gate import Compared
+    from ptycho_bluesky.training.trainer import TrainResult
 
 __all__ = ["Job", "LearningStages", "Stages"]
 
@@ -266,6 +267,11 @@ class LearningStages:
             options = TrainOptions.create(**{**job.train, "frames_per_scan": budget})
         stop_files = (Path(job.stop_file), job.files.cancel)
         corpus = self.corpus(job, runs)
+
+        def write(result: TrainResult) -> None:
+            write_bytes(job.files.model, result.content)
+            write_json(job.files.record, jsonable(result.record.as_dict()))
+
         result = train(
             corpus,
             options,
@@ -276,9 +282,8 @@ class LearningStages:
             should_stop=lambda: any(path.exists() for path in stop_files),
             regime=regime,
             reference=_held_out(job),
+            write=write,
         )
-        write_bytes(job.files.model, result.content)
-        write_json(job.files.record, jsonable(result.record.as_dict()))
         loss = result.curve["loss_rad"]
         return {
             "model_id": result.record.model_id,
