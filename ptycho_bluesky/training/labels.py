@@ -125,6 +125,7 @@ def make_labels(
             "gauge": "ramp removed and circular mean of the phase 0 over the lit area of the scan",
             "interpolation": interpolation,
             "light": _light(measurement, rows),
+            "sample": str(measurement.metadata.get("sample") or ""),
             "version": __version__,
         },
     )

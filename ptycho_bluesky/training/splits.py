@@ -80,7 +80,9 @@ def split_scans(
     for place, entry in enumerate(entries):
         boxes[place] = [*entry.area["y_m"], *entry.area["x_m"]]
         margin = margin_m if margin_m is not None else max(entry.patch_shape) * (entry.pixel_size_m or 1.0)
-        near = _overlap(boxes[:place], boxes[place], margin) & (samples[:place] == samples[place])
+        # a run that names no sample may be of any
+        alike = (samples[:place] == samples[place]) | (samples[:place] == "") | (samples[place] == "")
+        near = _overlap(boxes[:place], boxes[place], margin) & alike
         older = set(parts[:place][near]) - {"dropped"}
         part = older.pop() if len(older) == 1 else "dropped"
         parts[place] = found[entry.run_uid] = part if near.any() else fractions.part_of(entry.run_uid)

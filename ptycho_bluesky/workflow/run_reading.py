@@ -163,6 +163,7 @@ def read_measurement(
     metadata = {
         "purpose": ptycho.get("purpose", "train"),
         "scan": ptycho.get("scan", {}),
+        "sample": _sample_name(start),
         "plan_name": start.get("plan_name", ""),
         "scan_id": start.get("scan_id"),
         "time_s": start.get("time"),
@@ -195,6 +196,12 @@ def read_measurement(
         mask=mask,
         metadata=jsonable(metadata),
     )
+
+
+def _sample_name(start: Mapping[str, Any]) -> str:
+    """Name of the sample in a start document, where it is a text or, as some beamlines have it, a mapping."""
+    sample = start.get("sample", "")
+    return str((sample.get("name") if isinstance(sample, Mapping) else sample) or "")
 
 
 def _canonical(image: NDArray[Any], ptycho: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:

@@ -41,7 +41,7 @@ def measured(experiment, position, exposure_s=4e-3, seed=0):
         geometry=GEOMETRY,
         pixel_size_m=PIXEL,
         run_uid="run-1",
-        metadata={"zone_plate": experiment.plate.as_dict()},
+        metadata={"zone_plate": experiment.plate.as_dict(), "sample": "letters"},
     )
 
 
@@ -335,6 +335,7 @@ def test_refined_positions_are_those_of_the_labels(experiment):
     check = check_labels(labels, result, shaken, stored_evidence(result))
     assert check.accepted, check.reason
     assert labels.provenance["positions"] == "refined"
+    assert labels.provenance["sample"] == "letters"
 
 
 def test_what_cannot_be_judged_is_refused(measurement, reconstruction):

@@ -38,6 +38,8 @@ def test_scans_of_one_place_stay_together_and_growth_moves_none():
         assert all(parts[uid] == part for uid, part in split_scans(entries[:size], HALF).items())
     apart = split_scans([entry(k, sample=f"sample {k}") for k in range(60)], HALF)
     assert set(apart.values()) == {"train", "validation", "test"}
+    unnamed = split_scans([entry(k, sample="" if k % 2 else "one") for k in range(60)], HALF)
+    assert len(set(unnamed.values())) == 1
 
 
 def test_a_scan_that_joins_two_parts_is_dropped():

@@ -61,6 +61,7 @@ class TestReadRun:
         assert measurement.geometry == GEOMETRY
         assert measurement.pixel_size_m == pytest.approx(GEOMETRY.object_pixel_m)
         assert measurement.metadata["source"] == "tiled"
+        assert measurement.metadata["sample"] == "letters"
         assert measurement.run_uid == scan.uid
         assert np.all(measurement.i0 == 1e5)
         assert len(store.read_run(scan.uid, limit=5)) == 5

@@ -95,6 +95,7 @@ def compose(scan: Scan, step_points: bool = False, stop: bool = True) -> list[tu
             "motors": ["stage_y", "stage_x"],
             "hints": {},
             "tiled_specs": ["ptycho"],
+            "sample": "letters",
             "ptycho": {
                 "version": 1,
                 "geometry": scan.geometry.as_dict() if scan.geometry else None,
