@@ -117,11 +117,20 @@ class FileCatalog:
         self.path = Path(directory) / CATALOG_FILE
 
     def entries(self) -> list[CatalogEntry]:
-        """Every entry, in the order in which they were appended."""
-        if not self.path.exists():
+        """Every entry, in the order in which they were appended.
+
+        Raises
+        ------
+        StorageError
+            The file cannot be read.
+        """
+        try:
+            with self.path.open(encoding="utf-8", errors="replace") as lines:
+                return list(self._parse(lines))
+        except FileNotFoundError:
             return []
-        with self.path.open(encoding="utf-8", errors="replace") as lines:
-            return list(self._parse(lines))
+        except OSError as error:
+            raise StorageError(f"catalog {self.path}: {error}", "it must be readable", "change its mode") from error
 
     def _parse(self, lines: Iterable[str]) -> Iterable[CatalogEntry]:
         for number, line in enumerate(lines, 1):
@@ -148,7 +157,9 @@ class FileCatalog:
                     line = line if file.read(1) == b"\n" else "\n" + line
                 file.write(line.encode())
         except OSError as error:
-            raise StorageError(f"catalog {self.path}: {error}", "free space or name another folder") from error
+            raise StorageError(
+                f"catalog {self.path}: {error}", "it must be writable", "free space or name another folder"
+            ) from error
 
 
 def describe(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,12 +21,14 @@ from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.records import LabelSet
 from ptycho_bluesky.training.catalog import COUNTED_FRAMES, Catalog, CatalogEntry, FileCatalog, describe
+from ptycho_bluesky.training.known_frames import KnownFrames
 from ptycho_bluesky.training.label_files import (
     COLUMNS,
-    HASHES,
     frame_hashes,
     read_header,
     read_label_set,
+    stored_hashes,
+    sweep,
     write_label_set,
 )
 from ptycho_bluesky.trust.light import Light, LightScale
@@ -34,7 +37,9 @@ __all__ = ["Corpus", "TrainingArrays", "join_label_sets", "light_factor", "read_
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE, HASH_FILE = ".lock", "frames.u64"
+LOCK_FILE = ".lock"
+MAX_NAME = 100
+"""Characters of a uid in the name of its file."""
 SAME_LIGHT = 0.005
 """Relative difference of a run's light up to which its counts stay as they are."""
 
@@ -166,7 +171,7 @@ class Corpus:
     Notes
     -----
     Several processes may add at once. Whoever dies while adding leaves either nothing or a file without an entry,
-    which the next one that looks enters.
+    which the next one that looks enters. A folder that cannot be written is read as it is.
     """
 
     def __init__(self, directory: Path | str, catalog: Catalog | None = None) -> None:
@@ -176,6 +181,8 @@ class Corpus:
         except OSError as error:
             raise StorageError(f"corpus {self.directory}: {error}", "it must be writable") from error
         self.catalog: Catalog = catalog or FileCatalog(self.directory)
+        self._known_frames = KnownFrames(self.directory)
+        self._seen_only: dict[str, CatalogEntry] = {}  # of files in a folder that cannot be written
 
     def add(
         self, labels: LabelSet, *, regime: Mapping[str, Any] | None = None, acceptance: Mapping[str, Any] | None = None
@@ -202,7 +209,7 @@ class Corpus:
         InputError
             Labels without run or frames.
         StorageError
-            The folder cannot be written.
+            The folder cannot be written, or the run's file is there with another run's labels.
         """
         if not labels.run_uid:
             raise InputError("labels without a run uid", "the corpus is kept by run", "set run_uid")
@@ -215,9 +222,9 @@ class Corpus:
             if labels.run_uid in {entry.run_uid for entry in known}:
                 return False
             hashes = frame_hashes(labels)
-            fresh = self._fresh(hashes)
+            fresh = self._known_frames.fresh(hashes, known)
             if not fresh.any():
-                owner = self._owner(known, hashes[0])
+                owner = self._known_frames.owner(hashes[0], known)
                 log.info("run %s holds the frames of run %s; they are not stored again", labels.run_uid, owner)
                 entry = describe(labels, "", *stated, time.time(), owner)
                 self.catalog.append(replace(entry, num_frames=0))
@@ -225,7 +232,7 @@ class Corpus:
             if not fresh.all():
                 log.info("run %s: %d frames are known and left out", labels.run_uid, np.count_nonzero(~fresh))
             kept = _rows_of(labels, np.flatnonzero(fresh))
-            path = self._path(labels.run_uid)
+            path = self._free_path(labels.run_uid)
             write_label_set(path, kept, description)
             self._note(describe(kept, path.name, *stated, time.time()), hashes[fresh])
         return True
@@ -287,62 +294,71 @@ class Corpus:
         try:
             with (self.directory / LOCK_FILE).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                sweep(self.directory)
                 yield
-        except FileNotFoundError as error:
+        except OSError as error:
             raise StorageError(
-                f"corpus {self.directory}, {purpose}: {error}", "the folder must stay where it is"
+                f"corpus {self.directory}, {purpose}: {error}",
+                "the folder must stay where it is, and be writable",
+                "free space, change its mode, or name another folder",
             ) from error
 
     def _entries(self, *, locked: bool = False) -> list[CatalogEntry]:
         """Entries whose files are there; files without an entry are entered first."""
         present = {path.name for path in self.directory.glob("*.h5")}
-        entries = self._present(present)
-        missing = present - {entry.file for entry in entries}
+        listed = self.catalog.entries()
+        missing = present - {entry.file for entry in listed}
         if not missing:
-            return entries
+            return _present(listed, present)
         if not locked:
-            with self._locked("cataloguing"):
-                return self._entries(locked=True)
-        for path in sorted((self.directory / name for name in missing), key=_written_s):
+            try:
+                with self._locked("cataloguing"):
+                    return self._entries(locked=True)
+            except StorageError as error:  # who only reads need not write
+                log.info("label sets are read that are in no catalog: %s", error)
+                return _present([*listed, *self._unentered(missing)], present)
+        for path in self._by_age(missing):
             self._note(*_described(path))
-        return self._present(present)
+        return _present(self.catalog.entries(), present)
 
-    def _present(self, files: set[str]) -> list[CatalogEntry]:
-        """Entries of these files and of duplicates; of two for one file, the later one."""
-        found = {entry.run_uid: entry for entry in self.catalog.entries()}
-        stored = [entry for entry in found.values() if entry.file in files or entry.duplicate_of]
-        return sorted(stored, key=lambda entry: entry.written_s)
+    def _by_age(self, names: Iterable[str]) -> list[Path]:
+        return sorted((self.directory / name for name in names), key=_written_s)
+
+    def _unentered(self, names: set[str]) -> list[CatalogEntry]:
+        """Entries of files that no catalog takes; each file is looked at once."""
+        for path in self._by_age(names - set(self._seen_only)):
+            self._seen_only[path.name] = _described(path)[0]
+        return [self._seen_only[name] for name in sorted(names)]
 
     def _note(self, entry: CatalogEntry, hashes: NDArray[np.uint64]) -> None:
-        """Hashes first: an entry tells that they are there."""
-        try:
-            with (self.directory / HASH_FILE).open("ab") as file:
-                file.write(hashes.astype("<u8").tobytes())
-        except OSError as error:
-            raise StorageError(f"corpus {self.directory}: {error}", "free space or name another folder") from error
+        """Enter a file; hashes that are missing behind an entry are made up for."""
         self.catalog.append(entry)
+        self._known_frames.append(hashes)
 
-    def _fresh(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which frames are new: neither in the corpus, nor twice in this set."""
-        path = self.directory / HASH_FILE
-        known = np.fromfile(path, dtype="<u8", count=path.stat().st_size // 8) if path.exists() else np.zeros(0, "<u8")
-        first = np.zeros(len(hashes), dtype=np.bool_)
-        first[np.unique(hashes, return_index=True)[1]] = True
-        return first & ~np.isin(hashes, known)
+    def _free_path(self, run_uid: str) -> Path:
+        """Path for the file of a new run; two runs never share one."""
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", run_uid)[:MAX_NAME]
+        if name != run_uid:  # another uid may read like this
+            name += "-" + hashlib.blake2b(run_uid.encode(errors="backslashreplace"), digest_size=4).hexdigest()
+        path = self.directory / f"{name}.h5"
+        if path.exists():
+            raise StorageError(
+                f"file {path} of run {run_uid}",
+                "another run's labels are in it",
+                "give it another name that ends in .h5; it is found by that",
+            )
+        return path
 
-    def _owner(self, entries: Sequence[CatalogEntry], frame: np.uint64) -> str:
-        """Run that holds a frame; looked up only where a whole run is known already."""
-        for entry in reversed(entries):
-            if entry.num_frames:
-                _, known = _described(self.directory / entry.file)
-                if np.isin(frame, known):
-                    return entry.run_uid
-        raise InputError(
-            f"corpus {self.directory}", "the hashes of its frames belong to its files", f"delete {HASH_FILE}"
-        )
 
-    def _path(self, run_uid: str) -> Path:
-        return self.directory / f"{re.sub(r'[^A-Za-z0-9._-]', '_', run_uid)}.h5"
+def _present(listed: Sequence[CatalogEntry], files: set[str]) -> list[CatalogEntry]:
+    """Entries of these files, and of duplicates whose frames are in one of them, by age.
+
+    Of two runs for one file, or two files for one run, the later one counts.
+    """
+    holder = {entry.file: entry.run_uid for entry in listed}
+    stored = {entry.run_uid: entry for entry in listed if entry.file in files and holder[entry.file] == entry.run_uid}
+    duplicates = {entry.run_uid: entry for entry in listed if entry.duplicate_of in stored}
+    return sorted({**duplicates, **stored}.values(), key=lambda entry: entry.written_s)
 
 
 def _rows_of(labels: LabelSet, rows: NDArray[np.int64]) -> LabelSet:
@@ -355,17 +371,13 @@ def _described(path: Path) -> tuple[CatalogEntry, NDArray[np.uint64]]:
     """Entry and hashes of a file that has none in the catalog; of its frames a part is read."""
     with h5py.File(path, "r") as file:
         header = read_header(file)
-        stored = file.get(HASHES)
-        hashes = stored[()] if isinstance(stored, h5py.Dataset) else None
         position_m = np.asarray(file["position_m"])
-    if hashes is None:  # written by an earlier version
-        hashes = frame_hashes(read_label_set(path))
     part = read_label_set(path, np.arange(0, len(position_m), max(1, len(position_m) // COUNTED_FRAMES)))
     stated = {"regime": {}, "acceptance": {}, **header.get("description", {})}
     entry = describe(
         part, path.name, stated["regime"], stated["acceptance"], float(header["written_s"]), position_m=position_m
     )
-    return entry, hashes
+    return entry, stored_hashes(path)
 
 
 def _written_s(path: Path) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,16 @@ from ptycho_bluesky.errors import InputError, StorageError
 from ptycho_bluesky.geometry import Geometry
 from ptycho_bluesky.records import LabelSet
 
-__all__ = ["compression", "frame_hashes", "read_header", "read_label_set", "rounded", "write_label_set"]
+__all__ = [
+    "compression",
+    "frame_hashes",
+    "read_header",
+    "read_label_set",
+    "rounded",
+    "stored_hashes",
+    "sweep",
+    "write_label_set",
+]
 
 BY_FRAME = ("image", "phase_rad", "amplitude")
 ARRAYS = (*BY_FRAME, "position_m", "frame_index", "probe", "weight")
@@ -26,6 +37,10 @@ COLUMNS = (*BY_FRAME, "position_m", "frame_index")
 FORMAT_VERSION = 2
 """1: contiguous datasets without `HASHES`; read as well."""
 HASHES = "frame_hash"
+TEMPORARY = re.compile(r"\..+\.(h5|u64)\.\d+")
+"""Names of files that are not yet whole."""
+LEFT_S = 3600.0
+"""Age from which on such a file is one whose writer died: none takes so long to write what is packed already."""
 STEPS = {"phase_rad": 2.0**-13, "amplitude": 2.0**-13}
 """Phases and amplitudes are stored to 1.2e-4, wrong by 6e-5 at most; the best of labels are wrong by some 1e-2."""
 LEAST_ROUNDED = 2.0**-6
@@ -80,7 +95,9 @@ def frame_hashes(labels: LabelSet) -> NDArray[np.uint64]:
 def write_label_set(path: Path | str, labels: LabelSet, description: Mapping[str, Any] | None = None) -> None:
     """Write a label set to an HDF5 file, which appears whole or not at all.
 
-    Phases and amplitudes are `rounded`; the header says so.
+    Phases and amplitudes are `rounded`; the header says so. The file is made in memory, which takes its packed size
+    twice for a moment, and is written by Python: HDF5 cannot close a file that a full disk does not take, keeps its
+    space until the process ends, and may crash then.
 
     Parameters
     ----------
@@ -97,27 +114,54 @@ def write_label_set(path: Path | str, labels: LabelSet, description: Mapping[str
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{time.time_ns()}")
     try:
-        with h5py.File(temporary, "w") as file:
-            _write_frames(file, labels)
-            for name in ARRAYS:
-                if name not in file:
-                    file.create_dataset(name, data=np.asarray(getattr(labels, name)))
-            file.create_dataset(HASHES, data=frame_hashes(labels))
-            header = {
-                "format_version": FORMAT_VERSION,
-                "run_uid": labels.run_uid,
-                "pixel_size_m": None if np.isnan(labels.pixel_size_m) else float(labels.pixel_size_m),
-                "geometry": labels.geometry.as_dict() if labels.geometry else None,
-                "provenance": dict(labels.provenance),
-                "description": dict(description or {}),
-                "rounded_to": STEPS,
-                "written_s": time.time(),
-            }
-            file.attrs["header"] = json.dumps(header, default=str)
+        temporary.write_bytes(_packed(labels, description))
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"label set {path}: {error}", "free space or name another folder") from error
+    except (OSError, RuntimeError) as error:  # HDF5 raises both
+        with contextlib.suppress(OSError):  # the folder may be gone
+            temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"label set {path}: {error}", "it must be writable", "free space or name another folder"
+        ) from error
+
+
+def sweep(directory: Path) -> None:
+    """Remove files that writers who were killed left unfinished in a folder.
+
+    Parameters
+    ----------
+    directory : path
+        Others may be writing to it: what is young stays.
+    """
+    latest_s = time.time() - LEFT_S
+    for path in directory.glob(".*"):
+        if TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # it is gone, or another user's: neither keeps anyone from working
+                if path.stat().st_mtime < latest_s:
+                    path.unlink()
+
+
+def _packed(labels: LabelSet, description: Mapping[str, Any] | None) -> bytes:
+    """Content of the HDF5 file of a label set; nothing is written."""
+    # without a cache of chunks, which keeps them until many can be put down one dataset after the other
+    with h5py.File("labels", "w", driver="core", backing_store=False, rdcc_nbytes=0) as file:
+        _write_frames(file, labels)
+        for name in ARRAYS:
+            if name not in file:
+                file.create_dataset(name, data=np.asarray(getattr(labels, name)))
+        file.create_dataset(HASHES, data=frame_hashes(labels))
+        header = {
+            "format_version": FORMAT_VERSION,
+            "run_uid": labels.run_uid,
+            "pixel_size_m": None if np.isnan(labels.pixel_size_m) else float(labels.pixel_size_m),
+            "geometry": labels.geometry.as_dict() if labels.geometry else None,
+            "provenance": dict(labels.provenance),
+            "description": dict(description or {}),
+            "rounded_to": STEPS,
+            "written_s": time.time(),
+        }
+        file.attrs["header"] = json.dumps(header, default=str)
+        file.flush()
+        return file.id.get_file_image()
 
 
 def _write_frames(file: h5py.File, labels: LabelSet) -> None:
@@ -167,6 +211,26 @@ def read_label_set(path: Path | str, rows: NDArray[Any] | None = None) -> LabelS
             )
     except (OSError, KeyError) as error:
         raise InputError(f"label set {path}: {error}", "an HDF5 file written by this package is needed") from error
+
+
+def stored_hashes(path: Path) -> NDArray[np.uint64]:
+    """Hashes of the frames of a label-set file.
+
+    Raises
+    ------
+    InputError
+        The file is missing or damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            stored = file.get(HASHES)
+            if isinstance(stored, h5py.Dataset):
+                return stored[()]
+    except OSError as error:
+        raise InputError(
+            f"label set {path}: {error}", "an HDF5 file written by this package is needed", "remove the file"
+        ) from error
+    return frame_hashes(read_label_set(path))  # written by an earlier version
 
 
 def _read(file: h5py.File, name: str, rows: NDArray[Any] | None) -> NDArray[Any]:
