@@ -72,7 +72,8 @@ def make_corpus(folder: Path, bench: LoaderBench, num_files: int = 4) -> tuple[s
     rng = np.random.default_rng(bench.seed)
     size = bench.size_px
     for number, rows in enumerate(np.array_split(np.arange(bench.num_frames), num_files)):
-        with h5py.File(folder / f"{number:03d}.h5", "w") as file:
+        # without HDF5's cache of chunks, as the corpus writes: frame and phase lie side by side
+        with h5py.File(folder / f"{number:03d}.h5", "w", rdcc_nbytes=0) as file:
             shape, chunk = (len(rows), size, size), (1, size, size)
             image, phase_rad = (
                 file.create_dataset(name, shape, dtype, chunks=chunk, **compression())

@@ -237,6 +237,31 @@ class Corpus:
             self._note(describe(kept, path.name, *stated, time.time()), hashes[fresh])
         return True
 
+    def set_regime(self, runs: Sequence[str], regime: Mapping[str, Any]) -> int:
+        """Enter what runs are for, which is known only after their labels are there; the catalog gets new lines.
+
+        Parameters
+        ----------
+        runs : sequence of str
+            Those that the corpus does not have are passed over.
+        regime : mapping
+            See `add`.
+
+        Returns
+        -------
+        int
+            Runs of which it was not known.
+        """
+        wanted = set(runs)
+        if all(entry.regime == regime for entry in self.entries() if entry.run_uid in wanted):
+            return 0
+        with self._locked("entering a regime"):
+            found = [entry for entry in self._entries(locked=True) if entry.run_uid in wanted]
+            changed = [entry for entry in found if entry.regime != regime]
+            for entry in changed:
+                self.catalog.append(replace(entry, regime=dict(regime)))
+        return len(changed)
+
     def entries(self) -> list[CatalogEntry]:
         """What the catalog knows, in the order in which runs were added."""
         return self._entries()

@@ -267,6 +267,8 @@ class LearningStages:
             options = TrainOptions.create(**{**job.train, "frames_per_scan": budget})
         stop_files = (Path(job.stop_file), job.files.cancel)
         corpus = self.corpus(job, runs)
+        if isinstance(corpus, Corpus):
+            corpus.set_regime(runs, jsonable(regime))
 
         def write(result: TrainResult) -> None:
             write_bytes(job.files.model, result.content)

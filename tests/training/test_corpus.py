@@ -42,6 +42,22 @@ def test_rounding_is_bounded_kept_by_itself_and_leaves_the_type(value, name):
     np.testing.assert_array_equal(np.isnan(once), np.isnan(value))
 
 
+def test_a_regime_is_entered_later_and_changes_nothing_else(tmp_path, labels_a, labels_b):
+    corpus = Corpus(tmp_path)
+    for labels in (labels_a, labels_b):
+        corpus.add(labels, acceptance={"accepted": True})
+    regime = {"image_shape": [64, 64], "probe": "run-1"}
+    assert corpus.set_regime(["run-2", "elsewhere"], regime) == 1
+    assert corpus.set_regime(["run-2"], regime) == 0
+    found = {entry.run_uid: entry for entry in Corpus(tmp_path).entries()}
+    assert list(found) == ["run-1", "run-2"]
+    assert (found["run-1"].regime, found["run-2"].regime) == ({}, regime)
+    assert found["run-2"].acceptance == {"accepted": True}
+    assert not corpus.add(labels_b)
+    assert corpus.add(replace(labels_b, run_uid="run-2 again"))
+    assert corpus.runs() == ("run-1", "run-2")
+
+
 def test_what_is_small_in_its_unit_keeps_its_digits():
     small = np.random.default_rng(0).normal(0.0, 1e-4, (3, 8, 8)).astype(np.float32)
     assert rounded("amplitude", small) is small

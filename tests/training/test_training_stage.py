@@ -106,7 +106,10 @@ def test_a_worker_that_was_stopped_goes_on_from_disk(monkeypatch, corpus, make_j
 def test_without_a_buffer_it_trains_from_memory(monkeypatch, corpus, make_job):
     monkeypatch.setattr("ptycho_bluesky.training.training_data.FrameStore", None)
     job = make_job(buffer_frames=0)
-    LearningStages().train(job, RUNS[:2], None, {})
+    regime = {"image_shape": (64, 64), "probe": RUNS[0]}
+    LearningStages().train(job, RUNS[:2], None, regime)
+    known = [entry.regime.get("probe") for entry in corpus.entries()]
+    assert known == [RUNS[0], RUNS[0], None], "the corpus knows the regime of what was trained on"
     expected = train(corpus.load(RUNS[:2]), TrainOptions.from_settings(SETTINGS, buffer_frames=0))
     _assert_same(job.files.model.read_bytes(), expected.content)
 
