@@ -399,7 +399,10 @@ def _rollback(learner: Learner) -> bool:
     ]
     if not previous:
         return False
-    retired, back = rollback(models, reason="bench")
+    try:
+        retired, back = rollback(models, reason="bench", model_id=serving.model_id)
+    except InputError:
+        return False
     worked = retired.model_id == serving.model_id and back is not None and back.model_id in previous
     if back is not None:
         models.get(back.model_id)

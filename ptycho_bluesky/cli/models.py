@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ptycho_bluesky.cli.options import ConfigOption, DataDirOption, setup
+
+if TYPE_CHECKING:
+    from ptycho_bluesky.records import ModelRecord
 
 __all__ = ["app"]
 
@@ -50,21 +53,6 @@ def show(model: ModelArgument, config: ConfigOption = None, data_dir: DataDirOpt
         show_model(store.model_store, model)
 
 
-def _move(model: str, stage: str, reason: str, config: Path | None, data_dir: Path | None) -> None:
-    settings = setup(config, data_dir=data_dir)
-    from ptycho_bluesky.records import ModelStage
-    from ptycho_bluesky.workflow.tiled_store import TiledStore
-
-    with TiledStore.connect(settings.tiled) as store:
-        models = store.model_store
-        if stage == ModelStage.PROMOTED:
-            record = models.promote(model, reason)
-        else:
-            record = models.set_stage(model, ModelStage(stage), reason)
-        serving = store.model_store.serving()
-    typer.echo(f"{record.model_id} is {record.stage}; serving: {serving.model_id if serving else 'none'}")
-
-
 @app.command("promote")
 def promote(
     model: ModelArgument,
@@ -76,7 +64,12 @@ def promote(
 
     Example: [cyan]ptycho-bluesky models promote 3fa9c1 --reason "same sample as in March"[/]
     """
-    _move(model, "promoted", reason, config, data_dir)
+    settings = setup(config, data_dir=data_dir)
+    from ptycho_bluesky.workflow.tiled_store import TiledStore
+
+    with TiledStore.connect(settings.tiled) as store:
+        record = store.model_store.promote(model, reason)
+        _tell(record, store.model_store.serving())
 
 
 @app.command("reject")
@@ -88,14 +81,27 @@ def reject(
 ) -> None:
     """Take a model out of service; the one promoted before it serves again.
 
+    Where no such model is left, none serves its regime.
+
     Example: [cyan]ptycho-bluesky models reject 3fa9c1 --reason "stripes"[/]
     """
-    _move(model, "rejected", reason, config, data_dir)
+    settings = setup(config, data_dir=data_dir)
+    from ptycho_bluesky.workflow.tiled_store import TiledStore
+
+    with TiledStore.connect(settings.tiled) as store:
+        _tell(*store.model_store.reject(model, reason))
 
 
 @app.command("rollback")
 def rollback(
-    reason: ReasonOption = "rolled back by hand", config: ConfigOption = None, data_dir: DataDirOption = None
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="The serving model to go back from, where several serve a regime each."),
+    ] = None,
+    reason: ReasonOption = "rolled back by hand",
+    force: Annotated[bool, typer.Option("--force", help="Even if no model is left that it succeeded.")] = False,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
 ) -> None:
     """Go back to the model that served before the present one, which is retired.
 
@@ -105,8 +111,11 @@ def rollback(
     from ptycho_bluesky.workflow.tiled_store import TiledStore
 
     with TiledStore.connect(settings.tiled) as store:
-        retired, serving = store.model_store.rollback(reason)
-    typer.echo(f"{retired.model_id} is retired; serving: {serving.model_id if serving else 'none'}")
+        _tell(*store.model_store.rollback(reason, model_id=model, force=force))
+
+
+def _tell(record: ModelRecord, serving: ModelRecord | None) -> None:
+    typer.echo(f"{record.model_id} is {record.stage}; serving: {serving.model_id if serving else 'none'}")
 
 
 @app.command("export")
@@ -121,9 +130,11 @@ def export(
     Example: [cyan]ptycho-bluesky models export 3fa9c1 --out model.onnx[/]
     """
     settings = setup(config, data_dir=data_dir)
+    from ptycho_bluesky.cli.scan_source import check_output
     from ptycho_bluesky.workflow.files import write_bytes
     from ptycho_bluesky.workflow.tiled_store import TiledStore
 
+    check_output(out)
     with TiledStore.connect(settings.tiled) as store:
         record, content = store.model_store.get(model)
     write_bytes(out, content)

@@ -24,6 +24,7 @@ __all__ = [
     "fits_regime",
     "promote",
     "register",
+    "reject",
     "rollback",
     "superfluous",
 ]
@@ -150,34 +151,102 @@ def _retire(store: ModelStore, successor: ModelRecord, promoted: list[ModelRecor
 
 
 def rollback(
-    store: ModelStore, regime: Mapping[str, Any] | None = None, reason: str = ""
+    store: ModelStore,
+    regime: Mapping[str, Any] | None = None,
+    reason: str = "",
+    *,
+    model_id: str | None = None,
+    force: bool = False,
 ) -> tuple[ModelRecord, ModelRecord | None]:
-    """Retire the serving model; the one that it succeeded serves its regime again.
+    """Retire a serving model; the one that it succeeded serves its regime again.
 
     Parameters
     ----------
     store : ModelStore
     regime : mapping, optional
-        Which regime's model; by default the one promoted last.
+        Which regime's model; by default, and where several fit, ``model_id`` must tell.
     reason : str
+    model_id : str, optional
+        The promoted model to go back from.
+    force : bool
+        Go back though no model is left that it succeeded, so that none serves its regime.
 
     Returns
     -------
     tuple of ModelRecord
-        The retired model, and the one that serves now (None if there is none).
+        The retired model, and the one that serves its regime now (None if there is none).
 
     Raises
     ------
     InputError
-        No model serves.
+        No model serves, the named one does not, several do and none is named, or there is nothing to go back to.
     """
-    serving = store.serving(regime)
-    if serving is None:
+    leaving = _to_leave(store, regime, model_id)
+    if _bring_back(store, leaving, f"rolled back to from {leaving.model_id}: {reason}") is None and not force:
+        raise InputError(
+            f"model {leaving.model_id}",
+            "no model is left that it succeeded, and without it none serves its regime",
+            "promote another one, or --force",
+        )
+    return store.set_stage(leaving.model_id, ModelStage.RETIRED, reason), store.serving(leaving.regime)
+
+
+def reject(store: ModelStore, model_id: str, reason: str = "") -> tuple[ModelRecord, ModelRecord | None]:
+    """Reject a model; where it serves, the one that it succeeded serves its regime again.
+
+    Returns
+    -------
+    tuple of ModelRecord
+        The rejected model, and the one that serves its regime now (None if there is none).
+
+    Raises
+    ------
+    InputError
+        There is no such model.
+    """
+    serving = next((record for record in store.promoted() if record.model_id == model_id), None)
+    if serving is not None:
+        _bring_back(store, serving, f"rolled back to from {model_id}, which is rejected: {reason}")
+    record = store.set_stage(model_id, ModelStage.REJECTED, reason)
+    return record, store.serving(record.regime)
+
+
+def _to_leave(store: ModelStore, regime: Mapping[str, Any] | None, model_id: str | None) -> ModelRecord:
+    """The serving model that a rollback is of."""
+    promoted = [record for record in store.promoted() if fits_regime(record, regime)]
+    if not promoted:
         raise InputError("no model serves", "there is nothing to go back from", "promote one")
-    before = _succeeded_by(store, serving)
-    if before is not None:
-        store.set_stage(before.model_id, ModelStage.PROMOTED, f"rolled back to from {serving.model_id}: {reason}")
-    return store.set_stage(serving.model_id, ModelStage.RETIRED, reason), store.serving(regime)
+    # Of two that a crash left promoted in one regime, the newer serves.
+    newest = {_name(each): each for each in sorted(promoted, key=lambda record: record.promoted_s)}
+    serving = list(newest.values())
+    if model_id is not None:
+        serving = [record for record in serving if record.model_id == model_id]
+    if len(serving) == 1:
+        return serving[0]
+    choices = "; ".join(f"{each.model_id[:12]} for {name}" for name, each in newest.items())
+    if model_id is not None:
+        raise InputError(
+            f"model {model_id}", "only a model that serves can be gone back from", f"name one of {choices}"
+        )
+    raise InputError(f"{len(serving)} models serve, each its regime", "one is gone back from", f"name one of {choices}")
+
+
+def _name(record: ModelRecord) -> str:
+    """A model's regime as text."""
+    return json.dumps(dict(record.regime), sort_keys=True)
+
+
+def _bring_back(store: ModelStore, leaving: ModelRecord, reason: str) -> ModelRecord | None:
+    """Promote the model that another one succeeded, unless one of its regime still is; None where there is none.
+
+    It is promoted before the other one leaves: who dies in between leaves two promoted, of which it serves.
+    """
+    others = [each for each in store.promoted() if each.model_id != leaving.model_id]
+    still = find_serving([each for each in others if dict(each.regime) == dict(leaving.regime)])
+    if still is not None:
+        return still
+    before = _succeeded_by(store, leaving)
+    return None if before is None else store.set_stage(before.model_id, ModelStage.PROMOTED, reason)
 
 
 def _succeeded_by(store: ModelStore, model: ModelRecord) -> ModelRecord | None:
@@ -219,7 +288,7 @@ def superfluous(
         groups: dict[str, list[ModelRecord]] = {}
         for record in records:
             if record.stage is stage:
-                groups.setdefault(json.dumps(dict(record.regime), sort_keys=True), []).append(record)
+                groups.setdefault(_name(record), []).append(record)
         for group in groups.values():
             group.sort(key=lambda record: max(record.promoted_s, record.created_s))
             kept |= {record.model_id for record in group[len(group) - keep :] if keep}

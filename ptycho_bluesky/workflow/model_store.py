@@ -13,12 +13,10 @@ import numpy as np
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.records import ModelRecord, ModelStage
-from ptycho_bluesky.training.registry import content_id, find_serving, promote, rollback
+from ptycho_bluesky.training.registry import content_id, find_serving, promote, reject, rollback
 from ptycho_bluesky.workflow.catalogue import select_metadata
 from ptycho_bluesky.workflow.client import (
-    delete_node,
     get_child,
-    get_or_create,
     jsonable,
     put_array,
     reachable,
@@ -182,36 +180,55 @@ class TiledModelStore:
 
     def promote(self, model_id: str, reason: str = "") -> ModelRecord:
         """Make a model serve its regime; its id may be shortened. See `ptycho_bluesky.training.registry.promote`."""
-        if len(model_id) < ID_LENGTH:
-            with reachable(self._uri):
-                model_id = str(self._node(model_id).item["id"])
-        return promote(self, model_id, reason)
+        return promote(self, self._whole(model_id), reason)
+
+    def reject(self, model_id: str, reason: str = "") -> tuple[ModelRecord, ModelRecord | None]:
+        """Take a model out of service; its id may be shortened. See `ptycho_bluesky.training.registry.reject`."""
+        return reject(self, self._whole(model_id), reason)
 
     def rollback(
-        self, reason: str = "", regime: Mapping[str, Any] | None = None
+        self,
+        reason: str = "",
+        regime: Mapping[str, Any] | None = None,
+        *,
+        model_id: str | None = None,
+        force: bool = False,
     ) -> tuple[ModelRecord, ModelRecord | None]:
-        """Go back to the model before; see `ptycho_bluesky.training.registry.rollback`."""
-        return rollback(self, regime, reason)
+        """Go back to the model before; an id may be shortened. See `ptycho_bluesky.training.registry.rollback`."""
+        whole = None if model_id is None else self._whole(model_id)
+        return rollback(self, regime, reason, model_id=whole, force=force)
 
     def history(self, model_id: str) -> list[dict[str, Any]]:
         """Stages that a model went through, with reason and time."""
         return [dict(entry) for entry in self.describe(model_id).get("stage_log", [])]
 
     def discard(self, model_id: str, reason: str = "") -> None:
-        """Remove a model's content; a node of the same name keeps its record."""
+        """Remove a model's content; its node keeps the record.
+
+        The record says so first: whoever dies before the content is gone leaves a file that nobody asks for, and
+        lineage is never lost. Discarding once more removes it.
+        """
         with reachable(self._uri):
             node = self._node(model_id)
-            metadata, key = dict(node.metadata), str(node.item["id"])
-            if metadata.get(DISCARDED):
-                return
-            entry = _entry(ModelRecord.from_dict(metadata).stage, reason)
-            log = [*metadata.get("stage_log", []), entry]
-            delete_node(node)
-            get_or_create(self._container, key, metadata | {"stage_log": log, DISCARDED: True})
+            if not node.metadata.get(DISCARDED):
+                entry = _entry(ModelRecord.from_dict(node.metadata).stage, reason)
+                log = [*node.metadata.get("stage_log", []), entry]
+                node.replace_metadata(
+                    jsonable({**node.metadata, "stage_log": log, DISCARDED: True}), drop_revision=True
+                )
+            if hasattr(node, "write"):
+                # Tiled can only delete the node with its record, but stores no chunk that is all zeros.
+                node.write(np.zeros(node.shape, dtype=node.dtype))
 
     def is_discarded(self, model_id: str) -> bool:
         """Whether only the record is left."""
         return bool(self.describe(model_id).get(DISCARDED))
+
+    def _whole(self, model_id: str) -> str:
+        if len(model_id) == ID_LENGTH:
+            return model_id
+        with reachable(self._uri):
+            return str(self._node(model_id).item["id"])
 
     def _node(self, model_id: str) -> Any:
         node = get_child(self._container, model_id)
@@ -238,7 +255,8 @@ def _move(node: Any, stage: ModelStage, reason: str) -> ModelRecord:
     promoted_s = entry["time_s"] if stage is ModelStage.PROMOTED else record.promoted_s
     record = replace(record, stage=stage, promoted_s=promoted_s)
     log = [*node.metadata.get("stage_log", []), entry]
-    node.replace_metadata(jsonable(record.as_dict() | {"stage_log": log}), drop_revision=True)
+    # What else stands there stays, as that the content was discarded.
+    node.replace_metadata(jsonable({**node.metadata, **record.as_dict(), "stage_log": log}), drop_revision=True)
     return record
 
 

@@ -13,6 +13,7 @@ from ptycho_bluesky.training.registry import (
     content_id,
     promote,
     register,
+    reject,
     rollback,
     superfluous,
 )
@@ -108,9 +109,57 @@ def test_one_model_a_regime_stays_promoted_and_rollback_brings_back_the_one_befo
         "reason": "stripes",
         "time_s": pytest.approx(time.time(), abs=60),
     }
-    assert rollback(store, {"probe": "a"})[1] is None
+    with pytest.raises(InputError, match=f"model {one}. no model is left that it succeeded.*--force"):
+        rollback(store, {"probe": "a"})
+    assert store.serving({"probe": "a"}).model_id == one
+    assert rollback(store, {"probe": "a"}, force=True)[1] is None
     with pytest.raises(InputError, match="no model serves"):
         rollback(store, {"probe": "a"})
+    assert store.serving().model_id == other
+
+
+def test_a_rollback_of_one_of_several_serving_models_names_it(store):
+    one, two = put_all(store, b"one", b"two", regime={"probe": "a"})
+    other, newer = put_all(store, b"other", b"newer", regime={"probe": "b"})
+    for model_id in (one, two, other, newer):
+        promote(store, model_id)
+        time.sleep(0.002)
+    with pytest.raises(InputError, match=f"2 models serve.*{two[:12]} for .*{newer[:12]} for"):
+        rollback(store)
+    with pytest.raises(InputError, match=f"model {one}. only a model that serves.*{two[:12]}"):
+        rollback(store, model_id=one)
+    retired, serving = rollback(store, model_id=two)
+    assert (retired.model_id, serving.model_id) == (two, one)
+    assert store.serving({"probe": "b"}).model_id == newer
+
+
+def test_what_a_crash_left_promoted_in_one_regime_is_gone_back_to(store):
+    old, new = put_all(store, b"old", b"new")
+    for model_id in (old, new):
+        store.set_stage(model_id, ModelStage.PROMOTED)
+        time.sleep(0.002)
+    retired, serving = rollback(store)
+    assert (retired.model_id, serving.model_id) == (new, old)
+
+
+def test_the_model_before_a_rejected_one_serves_again(store):
+    one, two, three = put_all(store, b"one", b"two", b"three", regime={"probe": "a"})
+    (other,) = put_all(store, b"other", regime={"probe": "b"})
+    for model_id in (one, two, other, three):
+        promote(store, model_id)
+        time.sleep(0.002)
+    assert reject(store, two, "stripes, but it serves no more")[1].model_id == three
+    rejected, serving = reject(store, three, "stripes")
+    # the second was rejected
+    assert (rejected.stage, serving) == (ModelStage.REJECTED, None)
+    promote(store, two, "by hand")
+    time.sleep(0.002)
+    promote(store, three, "by hand")
+    rejected, serving = reject(store, three, "stripes")
+    assert (rejected.model_id, rejected.stage, serving.model_id) == (three, ModelStage.REJECTED, two)
+    assert store.history(two)[-1]["reason"].endswith("stripes")
+    assert reject(store, two)[1].model_id == one
+    assert reject(store, one)[1] is None
     assert store.serving().model_id == other
 
 

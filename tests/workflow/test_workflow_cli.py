@@ -8,10 +8,11 @@ import time
 import numpy as np
 import pytest
 from test_store import make_record
+from tiled.client.array import ArrayClient
 from typer.testing import CliRunner
 
 from ptycho_bluesky.cli.main import build_app
-from ptycho_bluesky.errors import InputError, UnreachableError
+from ptycho_bluesky.errors import InputError, StorageError, UnreachableError
 from ptycho_bluesky.records import LabelSet, Measurement, ModelStage
 from ptycho_bluesky.training.corpus import Corpus
 from ptycho_bluesky.workflow.files import exclusive, read_json, write_bytes, write_json
@@ -55,10 +56,19 @@ def test_models(run, store, settings):
     assert '"stage": "promoted"' in shown
     assert "promoted by hand" in shown
     assert f"{second} is retired; serving: {first}" in run("models", "rollback")
-    assert f"{first} is rejected; serving: none" in run("models", "reject", first, "-r", "stripes")
-    assert models.metadata()[first]["stage_log"][-1]["reason"] == "stripes"
+    with pytest.raises(InputError, match="no model is left"):
+        run("models", "rollback")
+    assert models.serving().model_id == first
+    run("models", "promote", second)
+    assert f"{second} is rejected; serving: {first}" in run("models", "reject", second[:8], "-r", "stripes")
+    assert models.metadata()[second]["stage_log"][-1]["reason"] == "stripes"
+    assert f"{first} is retired; serving: none" in run("models", "rollback", first[:8], "--force")
+    assert f"{first} is rejected; serving: none" in run("models", "reject", first)
     with pytest.raises(InputError, match="no model serves"):
         run("models", "rollback")
+    with pytest.raises(StorageError, match="must exist"):
+        run("models", "export", first[:8], "--out", str(settings.data_dir / "nowhere" / "m.onnx"))
+    assert not (settings.data_dir / "nowhere").exists()
     out = settings.data_dir / "model.onnx"
     run("models", "export", first[:8], "--out", str(out))
     assert out.read_bytes() == contents[0]
@@ -87,6 +97,41 @@ def test_garbage_is_collected(run, store):
     assert f"serving: {records[2].model_id}" in run("models", "rollback")
     models.put(records[0], contents[0])
     assert models.get(first)[0].stage is ModelStage.RETIRED
+
+
+def stored_bytes(settings, model_id):
+    (folder,) = [path for path in settings.tiled_dir.rglob(model_id) if path.is_dir()]
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".json")
+
+
+@pytest.mark.parametrize("crash", ["replace_metadata", "write"])
+def test_a_crash_while_a_model_is_discarded_loses_no_record(store, served, monkeypatch, crash):
+    models, content = store.model_store, os.urandom(5000)
+    record = make_record(content, validation={"score": 0.5}, parent_id="b" * 64)
+    models.put(record, content)
+    models.set_stage(record.model_id, ModelStage.RETIRED, "worse")
+    assert stored_bytes(served[0], record.model_id) >= 5000
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayClient, crash, die)
+        with pytest.raises(KeyboardInterrupt):
+            models.discard(record.model_id, "no longer needed")
+    (left,) = models.records()
+    assert (left.parent_id, left.stage, left.validation) == ("b" * 64, ModelStage.RETIRED, {"score": 0.5})
+    assert models.is_discarded(record.model_id) is (crash == "write")
+    models.discard(record.model_id, "no longer needed")
+    assert [entry["reason"] for entry in models.history(record.model_id)][-2:] == ["worse", "no longer needed"]
+    assert stored_bytes(served[0], record.model_id) == 0
+    # what happens to the record afterwards does not make the content seem to be there
+    models.set_stage(record.model_id, ModelStage.REJECTED, "stripes")
+    for read in (models.get, models.content):
+        with pytest.raises(InputError, match="collected as garbage"):
+            read(record.model_id)
+    models.put(record, content)
+    assert models.get(record.model_id)[1] == content
 
 
 def test_models_are_suggested(run, store, settings):
