@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +14,7 @@ from rich.console import Console
 from ptycho_bluesky.cli.options import ConfigOption, DataDirOption, VerboseOption, setup
 
 if TYPE_CHECKING:
-    from ptycho_bluesky.records import LabelSet
-    from ptycho_bluesky.training.corpus import Corpus
+    from ptycho_bluesky.cli.training_data import TrainData
     from ptycho_bluesky.training.distributed import Ranks
     from ptycho_bluesky.training.options import TrainOptions
     from ptycho_bluesky.training.trainer import TrainResult
@@ -93,10 +91,11 @@ def command(
         train__buffer_frames=buffer_frames,
         train__seed=seed,
     )
+    from ptycho_bluesky.cli.training_data import read_data, read_parent
     from ptycho_bluesky.training.distributed import Ranks
     from ptycho_bluesky.training.options import TrainOptions
 
-    start = _read_parent(parent)
+    start = None if parent is None else read_parent(parent)
     changes: dict[str, object] = {
         "epochs": epochs,
         "augment": augment,
@@ -104,15 +103,18 @@ def command(
         **_key_values(options or []),
     }
     if start is not None and architecture is None:
-        changes["architecture"] = _architecture(start)
+        changes["architecture"] = start.architecture
     chosen = TrainOptions.from_settings(settings.train, **changes)
     ranks = Ranks.from_environment(device)
     try:
-        data = _read_data(labels or [settings.corpus_dir], validate, split)
+        if ranks.first:
+            _check_out(out)
+        data = read_data(labels or [settings.corpus_dir], validate, split, start)
         if isinstance(data.corpus, list) and buffer_frames is None and "buffer_frames" not in changes:
             chosen = chosen.model_copy(update={"buffer_frames": 0})  # what is configured is for a corpus
         console = Console(stderr=True, quiet=not ranks.first)
-        result = _train(data, chosen, start, out, log_dir, ranks, console)
+        content = None if start is None else start.content
+        result = _train(data, chosen, content, out, log_dir, ranks, console)
         if ranks.first:
             _finish(result, out, console)
     except BaseException:
@@ -122,22 +124,12 @@ def command(
 
 
 def _finish(result: TrainResult, out: Path, console: Console) -> None:
-    """Write the model, leave no empty folder of checkpoints, and say what was done."""
-    _write(out, result.content)
+    """Leave no empty folder of checkpoints, and say what was done."""
     checkpoints = _checkpoints(out)
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
     _report(result, console)
     typer.echo(f"{out} {result.record.model_id}")
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What is trained on: a corpus, of it some runs, or label sets; and what validates."""
-
-    corpus: Corpus | list[LabelSet]
-    runs: list[str] | None
-    validation: LabelSet | None
 
 
 def _key_values(stated: list[str]) -> dict[str, object]:
@@ -155,73 +147,14 @@ def _key_values(stated: list[str]) -> dict[str, object]:
     return found
 
 
-def _read_data(paths: list[Path], validate: Path | None, split: str) -> _Data:
-    from ptycho_bluesky.errors import InputError
-    from ptycho_bluesky.training.corpus import Corpus, read_label_set
-
-    if split not in ("none", "scan", "area"):
-        raise InputError(f"--split {split}", "it is none, scan or area")
-    validation = read_label_set(validate) if validate else None
-    if split != "none" and validation is not None:
-        raise InputError(f"--split {split} with --validate", "one of the two validates", "leave one out")
-    if len(paths) == 1 and paths[0].is_dir():
-        corpus = Corpus(paths[0])
-        if not corpus.runs():
-            raise InputError(f"no label sets in {paths[0]}", "training needs at least one", "reconstruct a run first")
-        if split != "area":
-            return _data_of_corpus(corpus, validation, split)
-    label_sets = [read_label_set(path) for path in _label_files(paths)]
-    _refuse_trained(validation, [each.run_uid for each in label_sets])
-    if split == "area":
-        from ptycho_bluesky.training.area_split import hold_out_area
-
-        newest, validation = hold_out_area(label_sets[-1])
-        label_sets[-1] = newest
-    elif split == "scan":
-        raise InputError("--split scan of label files", "scans are chosen from a folder", "name one folder")
-    return _Data(label_sets, None, validation)
-
-
-def _data_of_corpus(corpus: Corpus, validation: LabelSet | None, split: str) -> _Data:
-    from ptycho_bluesky.errors import InputError
-    from ptycho_bluesky.training.splits import SplitFractions, split_scans
-
-    if split == "none":
-        _refuse_trained(validation, corpus.runs())
-        return _Data(corpus, None, validation)
-    entries = corpus.select()
-    parts = split_scans(entries, SplitFractions())
-    runs = [entry.run_uid for entry in entries if parts[entry.run_uid] == "train"]
-    kept = [entry.run_uid for entry in entries if parts[entry.run_uid] == "validation"]
-    if not runs or not kept:
-        raise InputError(
-            f"{len(runs)} scans for training and {len(kept)} for validation of {len(entries)}",
-            "each needs one; scans of one place stay together",
-            "gather more scans, use --split area, or name a scan by --validate",
-        )
-    return _Data(corpus, runs, corpus.read(kept[-1]))
-
-
-def _refuse_trained(validation: LabelSet | None, runs: Iterable[str]) -> None:
+def _check_out(out: Path) -> None:
+    """Fail before the training rather than after it."""
+    from ptycho_bluesky.cli.scan_source import check_output
     from ptycho_bluesky.errors import InputError
 
-    if validation is not None and validation.run_uid in set(runs):
-        raise InputError(f"run {validation.run_uid}", "a run that is trained on cannot validate", "name another run")
-
-
-def _read_parent(path: Path | None) -> bytes | None:
-    from ptycho_bluesky.errors import InputError
-
-    try:
-        return path.read_bytes() if path else None
-    except OSError as error:
-        raise InputError(f"model {path}: {error}", "the file must be readable") from error
-
-
-def _architecture(parent: bytes) -> str:
-    from ptycho_bluesky.models.export import read_manifest
-
-    return str(read_manifest(parent).get("architecture", ""))
+    check_output(out)
+    if out.exists() and not out.is_file():
+        raise InputError(f"--out {out}", "the model is written to a file", "name a file, such as model.onnx")
 
 
 def _checkpoints(out: Path) -> Path:
@@ -243,7 +176,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _train(
-    data: _Data,
+    data: TrainData,
     options: TrainOptions,
     parent: bytes | None,
     out: Path,
@@ -254,6 +187,7 @@ def _train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ptycho_bluesky.training.trainer import TrainingStoppedError, train
+    from ptycho_bluesky.workflow.files import write_bytes
 
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar, _stop_signals() as stopping:
@@ -274,6 +208,8 @@ def _train(
                 log_dir=log_dir,
                 should_stop=lambda: bool(stopping),
                 ranks=ranks,
+                # whole or not at all: a model of this name may be in use
+                write=lambda result: write_bytes(out, result.content),
             )
         except TrainingStoppedError as error:
             console.print(f"{error}; the same command goes on from there", highlight=False)
@@ -289,29 +225,3 @@ def _report(result: TrainResult, console: Console) -> None:
     )
     for name, value in result.figures.items():
         console.print(f"  {name}: {value:.4g}", highlight=False)
-
-
-def _label_files(paths: list[Path]) -> list[Path]:
-    from ptycho_bluesky.errors import InputError
-    from ptycho_bluesky.training.corpus import Corpus
-
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files += Corpus(path).files()
-        elif path.is_file():
-            files.append(path)
-    if not files:
-        raise InputError(
-            f"no label sets in {', '.join(map(str, paths))}", "training needs at least one", "reconstruct a run first"
-        )
-    return files
-
-
-def _write(path: Path, content: bytes) -> None:
-    from ptycho_bluesky.errors import StorageError
-
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise StorageError(f"model {path}: {error}", "free space or name another file") from error
