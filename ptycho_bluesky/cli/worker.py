@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ptycho_bluesky.cli.options import ConfigOption, DataDirOption, VerboseOption, setup
 
+if TYPE_CHECKING:
+    from ptycho_bluesky.config import Settings
+
 __all__ = ["command"]
+
+UID_LENGTH = 36
 
 
 def command(
@@ -47,9 +52,7 @@ def command(
         typer.echo(f"run {ask_retry(settings, retry)} will be taken up again")
         return
     if cancel:
-        from ptycho_bluesky.workflow.requests import ask_cancel
-
-        typer.echo(f"run {ask_cancel(settings, cancel)} will be given up")
+        _cancel(settings, cancel)
         return
     from ptycho_bluesky.workflow.signals import stop_on_signals
     from ptycho_bluesky.workflow.worker import Worker
@@ -66,3 +69,37 @@ def command(
             listener = StatusServer(settings.worker.prefix)
             stack.callback(listener.close)
         Worker(settings, listener=listener).run(stop, ready, once=once)
+
+
+def _cancel(settings: Settings, uid: str) -> None:
+    """Ask for a run to be given up, unless it can be told that there is none of that uid.
+
+    Raises
+    ------
+    InputError
+        Neither the worker nor Tiled knows the run, or as of `ptycho_bluesky.workflow.requests.ask_cancel`.
+    """
+    from ptycho_bluesky.errors import InputError, UnreachableError
+    from ptycho_bluesky.workflow.files import read_json
+    from ptycho_bluesky.workflow.requests import ask_cancel
+    from ptycho_bluesky.workflow.run_state import run_states
+    from ptycho_bluesky.workflow.tiled_store import TiledStore
+
+    told = "will be given up"
+    waiting = read_json(settings.worker_dir / "status.json", {}).get("waiting", [])
+    taken_up = any(state.uid.startswith(uid) for state in run_states(settings))
+    # What is shorter than a uid is of a run that was taken up, or refused.
+    if uid not in waiting and not taken_up and len(uid) >= UID_LENGTH:
+        try:
+            with TiledStore.connect(settings.tiled) as store:
+                known = store.summary(uid) is not None
+        except UnreachableError:
+            told = "is not known to the worker, and Tiled does not answer; it will be given up if there is such a run"
+        else:
+            if not known:
+                raise InputError(
+                    f"run {uid!r}",
+                    "neither the worker nor Tiled knows a run of this uid",
+                    "see 'ptycho-bluesky worker --status', or wait until the writer has brought it to Tiled",
+                )
+    typer.echo(f"run {ask_cancel(settings, uid)} {told}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ptycho_bluesky.config import Settings
@@ -83,7 +84,7 @@ def show_worker(settings: Settings, console: Console | None = None) -> None:
     shown = [state for state in states if state.uid in newest or not state.outcome or state.outcome == "failed"]
     title = "Worker" if len(shown) == len(states) else f"Worker: {len(shown)} of {len(states)} runs"
     table = Table(title=title)
-    for name in ("scan", "run", "purpose", "stage", "seconds", "SSIM live", "model", "reason", "updated"):
+    for name in ("scan", "run", "purpose", "stage", "seconds", "SSIM live", "model", "updated"):
         table.add_column(name, overflow="fold")
     for state in shown:
         stage = read_stage(settings, state.uid) or ""
@@ -96,10 +97,13 @@ def show_worker(settings: Settings, console: Console | None = None) -> None:
             f"{sum(state.stage_seconds.values()):.0f}",
             "" if ssim is None else f"{ssim:.3f}",
             state.model_id[:8],
-            state.reason,
             ago(state.updated_s),
         )
     console.print(table)
+    # Below the table, where a sentence has the width of the terminal, and each is one line of what is piped on.
+    for state in shown:
+        if reason := " ".join(state.reason.split()):
+            console.print(f"{state.uid[:8]} {escape(reason)}", highlight=False, soft_wrap=True)
     if failed := [state.uid[:8] for state in states if state.outcome == "failed"]:
         console.print(
             f"[red]{len(failed)} runs could not be worked on[/]; after the cause is removed: "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
+import uuid
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_store import make_record
 from tiled.client.array import ArrayClient
 from typer.testing import CliRunner
@@ -16,8 +19,9 @@ from ptycho_bluesky.errors import InputError, StorageError, UnreachableError
 from ptycho_bluesky.records import LabelSet, Measurement, ModelStage
 from ptycho_bluesky.training.corpus import Corpus
 from ptycho_bluesky.workflow.files import exclusive, read_json, write_bytes, write_json
+from ptycho_bluesky.workflow.requests import requests
 from ptycho_bluesky.workflow.run_state import RunState, run_folder
-from ptycho_bluesky.workflow.status import ago
+from ptycho_bluesky.workflow.status import ago, show_worker
 from ptycho_bluesky.workflow.suggesting import show_suggestions, suggest_models
 
 
@@ -190,6 +194,40 @@ def test_worker_status_and_retry(run, settings):
     assert "abcdef-1 will be taken up again" in run("worker", "--retry", "abcdef")
     assert folder.load().outcome == ""
     assert folder.published() == []
+
+
+def test_worker_status_fits_a_terminal(settings):
+    write_json(
+        settings.worker_dir / "status.json",
+        {"waiting": [], "unpublished": [], "tiled_reachable": True, "time_s": time.time()},
+    )
+    reason = "its labels are not used: " + "the half-scans do not agree [0.3 of 0.5], " * 6 + "\nand so on"
+    for uid in ("abcdef-1", "123456-2"):
+        run_folder(settings, uid).save(RunState(uid, scan_id=7, stage="train", outcome="skipped", reason=reason))
+    console = Console(width=80, file=io.StringIO())
+    show_worker(settings, console)
+    lines = console.file.getvalue().splitlines()
+    assert f"abcdef-1 {' '.join(reason.split())}" in lines
+    assert len([line for line in lines if "skipped" in line]) == 2
+    assert len(lines) <= 12
+
+
+def test_only_a_run_that_there_is_can_be_cancelled(run, store, settings, free_ports):
+    mistyped, known, waits = str(uuid.uuid4()), str(uuid.uuid4()), str(uuid.uuid4())
+    with pytest.raises(InputError, match=f"{mistyped}.*neither the worker nor Tiled"):
+        run("worker", "--cancel", mistyped)
+    assert requests(settings) == (set(), set())
+    store.raw.create_container(key=known, metadata={"start": {"uid": known, "time": 1.0}})
+    assert f"run {known} will be given up" in run("worker", "--cancel", known)
+    (port,) = free_ports(1)
+    settings.tiled.uri = f"http://127.0.0.1:{port}"
+    settings.to_yaml(settings.data_dir / "c.yml")
+    assert f"run {mistyped} is not known to the worker, and Tiled" in run("worker", "--cancel", mistyped)
+    write_json(settings.worker_dir / "status.json", {"waiting": [waits]})
+    assert f"run {waits} will be given up" in run("worker", "--cancel", waits)
+    assert requests(settings)[0] == {known, mistyped, waits}
+    with pytest.raises(InputError, match="whole uid"):
+        run("worker", "--cancel", "abc")
 
 
 def test_writer_status(run, settings):
