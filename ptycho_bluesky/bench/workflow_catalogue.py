@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from ptycho_bluesky.workflow.run_state import RunFolder, RunState
 from ptycho_bluesky.workflow.server import CATALOGUE, start_server
 from ptycho_bluesky.workflow.tiled_store import TiledStore
 
-__all__ = ["CatalogueReport", "startup"]
+__all__ = ["CatalogueReport", "peak_growth", "startup"]
 
 T0_S = 1_700_000_000.0
 TRAJECTORY_POINTS = 200
 """Numbers in a synthetic start document besides what the worker needs, as real ones hold more than that."""
+SAMPLE_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class CatalogueReport:
         Seconds of a worker without a folder of its own, which asks Tiled what was decided, and of one that is started
         again on its folder.
     fresh_mb, again_mb : float
-        Growth of its largest resident memory meanwhile, MB (10⁶ bytes).
+        By how much the search's resident memory grew meanwhile, at its peak, MB (10⁶ bytes).
     """
 
     fresh_s: float
@@ -87,18 +88,61 @@ def _search(config: Path) -> dict[str, float]:
     settings = load_settings(config)
     with TiledStore.connect(settings.tiled) as store:
         store.summary("none")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began = time.monotonic()
-        book = RunBook(settings)
-        book.load()
-        queue = RunQueue(settings, book)
-        queue.catch_up(store)
-        unpublished = book.unpublished()
-        seconds = time.monotonic() - began
+        with peak_growth() as growth:
+            began = time.monotonic()
+            book = RunBook(settings)
+            book.load()
+            queue = RunQueue(settings, book)
+            queue.catch_up(store)
+            unpublished = book.unpublished()
+            seconds = time.monotonic() - began
     if waiting := [*queue.waiting(), *unpublished]:
         raise RuntimeError(f"{len(waiting)} runs wait that were decided on")
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "mb": (after - before) * 1024 / 1e6}
+    return {"seconds": seconds, "mb": growth[0] / 1e6}
+
+
+@contextmanager
+def peak_growth() -> Iterator[list[int]]:
+    """Bytes by which this process's resident memory grows at its peak within the block, in a list, once it has ended.
+
+    The kernel's figure of this process alone (Linux): ``ru_maxrss`` begins with the peak of the process that started
+    this one. Where the peak cannot be reset, the memory is looked at every few milliseconds.
+    """
+    found: list[int] = []
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        with _sampled() as seen:
+            yield found
+        found.append(max(seen) - seen[0])
+        return
+    before = _memory("VmRSS")
+    yield found
+    found.append(_memory("VmHWM") - before)
+
+
+@contextmanager
+def _sampled() -> Iterator[list[int]]:
+    seen, ended = [_memory("VmRSS")], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(SAMPLE_S):
+            seen.append(_memory("VmRSS"))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+        seen.append(_memory("VmRSS"))
+
+
+def _memory(name: str) -> int:
+    """A figure of this process's memory, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def _fill(path: Path, settings: Settings, count: int) -> None:

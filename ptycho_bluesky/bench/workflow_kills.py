@@ -20,7 +20,8 @@ from ptycho_bluesky.config import Settings
 from ptycho_bluesky.demo.processes import ChildProcess
 from ptycho_bluesky.errors import InputError, UnreachableError
 from ptycho_bluesky.training.corpus import Corpus
-from ptycho_bluesky.workflow.run_state import RunState, run_states
+from ptycho_bluesky.workflow.files import read_json
+from ptycho_bluesky.workflow.run_state import RunFolder, RunState, run_folder, run_states
 from ptycho_bluesky.workflow.tiled_store import TiledStore
 
 __all__ = ["TARGETS", "KillReport", "survive"]
@@ -31,6 +32,8 @@ WAITING_RUNS = 3
 """Runs that are kept undecided while kills go on."""
 PAUSE_S = (0.5, 6.0)
 STAGE_WAIT_S = 60.0
+TRAINER_WAIT_S = 3.0
+"""Several times the pause between two notes of progress, each of which tells the process that writes it."""
 NOTHING_TO_KILL_S = 180.0
 QUIET_S, DRAIN_S = 240.0, 1200.0
 """The wait for the last decisions ends when nothing has moved for so long, or altogether after so long."""
@@ -48,7 +51,7 @@ class KillReport:
     lost : list of str
         Runs without a decision, with another number of frames in Tiled than the detector took, or given up.
     duplicated : list of str
-        Runs that stand twice in the corpus or in a model's training, or frames that do.
+        Runs with frames twice in Tiled or in the corpus, twice in a model's training, or with two candidates.
     outcomes : dict
     seconds : float
     ended : str
@@ -73,10 +76,12 @@ class Facility:
     Parameters
     ----------
     settings : Settings
+    rng : random.Random
+        Chooses among the processes of the executor.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, rng: random.Random) -> None:
+        self.settings, self._rng = settings, rng
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         config = settings.data_dir / "config.yml"
         settings.to_yaml(config)
@@ -97,28 +102,53 @@ class Facility:
             self.children[name].stop()
 
     def kill(self, target: str) -> bool:
-        """Kill a process as a crash would, and start again what does not come back by itself."""
-        if target in ("executor", "trainer"):
-            pids = self._executor_pids()
-            if not pids:
-                return False
-            _kill(random.choice(pids))
-            return True
+        """Kill a process as a crash would, and start again what does not come back by itself; False where none is."""
+        if target == "executor":
+            pids = sorted(self._executor_pids())
+            return bool(pids) and _kill(self._rng.choice(pids))
+        if target == "trainer":
+            pid = self._trainer_pid()
+            return pid is not None and _kill(pid)
         child = self.children[target]
         pid = child.pid
-        if pid is None or not child.alive:
-            return False
         # The process alone: what it had started must notice by itself.
-        _kill(pid)
+        if pid is None or not child.alive or not _kill(pid):
+            return False
         _wait(lambda: not child.alive, 20.0)
         child.start()
         child.wait_ready(180.0)
         return True
 
+    def _trainer_pid(self) -> int | None:
+        """The process of the pool that trains."""
+        folders = [run_folder(self.settings, state.uid) for state in _states(self.settings) if state.stage == "train"]
+        deadline = time.monotonic() + TRAINER_WAIT_S
+        while folders and time.monotonic() < deadline:
+            if found := writers_of(folders) & set(self._executor_pids()):
+                return min(found)
+            time.sleep(0.0005)
+        return None
+
     def _executor_pids(self) -> list[int]:
         """Processes of the worker's pool."""
         pid = self.children["worker"].pid
         return [] if pid is None else spawned_by(pid)
+
+
+def writers_of(folders: list[RunFolder]) -> set[int]:
+    """Processes that at this moment write the progress of a training.
+
+    A note of progress is written twice a second under a name with the process's id before it is renamed, by
+    `ptycho_bluesky.workflow.files.write_bytes`; nothing that stays tells which process of the pool computes what.
+    """
+    found = set()
+    for folder in folders:
+        progress = folder.progress
+        parts = list(folder.path.glob(f".{progress.name}.*.part"))
+        with contextlib.suppress(InputError):
+            if parts and (read_json(progress) or {}).get("stage") == "train":
+                found |= {int(part.name.split(".")[-2]) for part in parts}
+    return found
 
 
 def spawned_by(pid: int) -> list[int]:
@@ -162,11 +192,12 @@ def survive(
         The processes could not be started.
     """
     report, began = KillReport(), time.monotonic()
-    facility, runs = Facility(settings), list[Run]()
+    rng = random.Random(seed)
+    facility, runs = Facility(settings, rng), list[Run]()
     status("Tiled, writer and worker start")
     try:
         facility.start()
-        for kill in _kill_at_random(facility, kills, random.Random(seed), runs, report):
+        for kill in _kill_at_random(facility, kills, rng, runs, report):
             kill["after_s"] = time.monotonic() - began
             report.kills.append(kill)
             report.runs, report.seconds = len(runs), time.monotonic() - began
@@ -255,9 +286,12 @@ def _drain(settings: Settings, runs: list[Run]) -> None:
 def _count(settings: Settings, runs: list[Run], report: KillReport) -> None:
     """Compare what was taken with what is stored, labelled and learned from."""
     corpus = Corpus(settings.corpus_dir)
-    labelled = Counter(corpus.runs())
+    labelled = set(corpus.runs())
     report.runs = len(runs)
     with TiledStore.connect(settings.tiled) as store:
+        records = store.model_store.records()
+        # A candidate names the runs that it was trained on, last the one that it was made for.
+        candidates = Counter(record.training_runs[-1] for record in records if record.training_runs)
         for run in runs:
             decision = store.decision(run.uid) or {}
             outcome = str(decision.get("outcome", "none"))
@@ -267,23 +301,29 @@ def _count(settings: Settings, runs: list[Run], report: KillReport) -> None:
             if outcome in ("none", "failed") or len(np.unique(index)) != run.frames:
                 report.lost.append(f"{run.uid}: {outcome}, {len(index)} of {run.frames} frames")
             accepted = outcome in ("promoted", "rejected")
-            frames = np.asarray(corpus.read(run.uid).frame_index) if labelled[run.uid] else np.array([], int)
-            twice = len(index) != len(np.unique(index)) or len(frames) != len(np.unique(frames))
-            if twice or labelled[run.uid] > 1:
-                report.duplicated.append(f"{run.uid}: {labelled[run.uid]} times in the corpus")
-            if accepted and not labelled[run.uid]:
+            frames = np.asarray(corpus.read(run.uid).frame_index) if run.uid in labelled else np.array([], int)
+            for name, rows in (("Tiled", index), ("the corpus", frames)):
+                if repeated := len(rows) - len(np.unique(rows)):
+                    report.duplicated.append(f"{run.uid}: {repeated} frames twice in {name}")
+            if candidates[run.uid] > 1:
+                report.duplicated.append(f"{run.uid}: {candidates[run.uid]} candidates in the registry")
+            if accepted and run.uid not in labelled:
                 report.lost.append(f"{run.uid}: not in the corpus")
-        for record in store.model_store.records():
+            if accepted and not candidates[run.uid]:
+                report.lost.append(f"{run.uid}: no candidate in the registry")
+        for record in records:
             repeated = [uid for uid, count in Counter(record.training_runs).items() if count > 1]
             report.duplicated += [f"{uid}: twice in model {record.model_id[:12]}" for uid in repeated]
     report.counted = True
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int) -> bool:
+    """Kill a process; False where it had ended already."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
-        return
+        return False
+    return True
 
 
 def _wait(

@@ -8,18 +8,22 @@ import random
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import event_model
+import numpy as np
 import pytest
 
-from ptycho_bluesky.bench import workflow_kills
+from ptycho_bluesky.bench import workflow_catalogue, workflow_kills
 from ptycho_bluesky.bench.workflow import WorkflowBench, _kill_rows, settings_in
 from ptycho_bluesky.bench.workflow_kills import TARGETS, KillReport, _wait
 from ptycho_bluesky.bench.workflow_makespan import PAPER_STAGES_S, SleepingStages
-from ptycho_bluesky.bench.workflow_runs import journal, make_runs
+from ptycho_bluesky.bench.workflow_runs import Run, journal, make_runs
 from ptycho_bluesky.errors import UnreachableError
 from ptycho_bluesky.io.area_detector import read_rows
 from ptycho_bluesky.workflow.journals import Journal
+from ptycho_bluesky.workflow.run_state import RunFolder, RunState, run_folder
 from ptycho_bluesky.workflow.stages import Job, LearningStages, Stages
 
 
@@ -127,3 +131,98 @@ def test_processes_of_every_thread_are_found():
             process.kill()
             process.join()
             process.close()
+
+
+@pytest.mark.parametrize("resettable", [True, False])
+def test_memory_is_the_growth_within_the_block(monkeypatch, resettable):
+    if not resettable:
+
+        def refuse(self, content):
+            raise PermissionError(str(self))
+
+        monkeypatch.setattr(Path, "write_text", refuse)
+    np.ones(300_000_000, np.uint8)  # an earlier peak, of this process or of one that it was started by
+    with workflow_catalogue.peak_growth() as growth:
+        array = np.ones(80_000_000, np.uint8)
+        time.sleep(0.1)
+        del array
+    assert 75e6 < growth[0] < 130e6
+
+
+def report_progress(path, stage) -> None:
+    folder = RunFolder(path)
+    while True:
+        folder.report(stage, 0.5)
+        time.sleep(0.1)
+
+
+def test_the_process_that_trains_is_killed(tmp_path, monkeypatch):
+    settings, context = settings_in(tmp_path), multiprocessing.get_context("spawn")
+    made = {}
+    for stage in ("reconstruct", "train"):
+        run_folder(settings, stage).save(RunState(stage, stage=stage))
+        path = run_folder(settings, stage).path
+        made[stage] = context.Process(target=report_progress, args=(path, stage), daemon=True)
+    facility = workflow_kills.Facility(settings, random.Random(0))
+    monkeypatch.setattr(facility.children["worker"], "_process", SimpleNamespace(pid=os.getpid(), poll=lambda: None))
+    assert not facility.kill("executor")
+    monkeypatch.setattr(workflow_kills, "TRAINER_WAIT_S", 0.05)
+    assert not facility.kill("trainer")
+    monkeypatch.setattr(workflow_kills, "TRAINER_WAIT_S", 20.0)
+    try:
+        for process in made.values():
+            process.start()
+        assert workflow_kills._wait(
+            lambda: all((settings.worker_dir / stage / "progress.json").exists() for stage in made), 60
+        )
+        assert facility.kill("trainer")
+        made["train"].join(10.0)
+        assert [process.is_alive() for process in made.values()] == [True, False]
+        assert not workflow_kills._kill(made["train"].pid)
+        # the seed decides which other is killed, as which targets are
+        chosen = []
+        monkeypatch.setattr(facility, "_executor_pids", lambda: [3, 1, 2])
+        monkeypatch.setattr(workflow_kills, "_kill", lambda pid: chosen.append(pid) or False)
+        assert not any(facility.kill("executor") for _ in range(9))
+        rng = random.Random(0)
+        assert chosen == [rng.choice([1, 2, 3]) for _ in range(9)]
+    finally:
+        for process in made.values():
+            process.kill()
+            process.join()
+            process.close()
+
+
+class FakeStore:
+    """Two decided runs of five frames, and three candidates."""
+
+    def __init__(self) -> None:
+        trained = [("a",), ("a", "b"), ("b", "a")]
+        records = [SimpleNamespace(model_id=str(k) * 64, training_runs=runs) for k, runs in enumerate(trained)]
+        self.model_store = SimpleNamespace(records=lambda: records)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def decision(self, uid):
+        return {"outcome": "promoted"}
+
+    def read_run(self, uid):
+        return SimpleNamespace(frame_index=np.arange(5))
+
+    read = read_run
+
+    def runs(self):
+        return ("a", "b", "c")
+
+
+def test_a_run_that_was_trained_twice_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow_kills.TiledStore, "connect", lambda *_, **__: FakeStore())
+    monkeypatch.setattr(workflow_kills, "Corpus", lambda *_: FakeStore())
+    report, runs = KillReport(), [Run(uid, 5, []) for uid in ("a", "b", "c")]
+    workflow_kills._count(settings_in(tmp_path), runs, report)
+    assert report.duplicated == ["a: 2 candidates in the registry"]
+    assert report.lost == ["c: no candidate in the registry"]
