@@ -6,6 +6,12 @@ begin with the same model and corpus, made from scans before the experiment. Bot
 share the reconstructions, which are the same for the same scan, and each is charged for those that it asks for. Compute
 is counted in frame-updates: one frame in one update of an engine, those of the search for a probe, of half-scans and of
 the check of the pixel included, or one frame in one step of the training.
+
+A change counts as detected when the policy's learner finds a mismatch beyond its tolerance in time. One that found a
+mismatch in every scan would detect them all, so ``false_alarms`` stands beside it: the scans at which that learner
+found such a mismatch, or retrained, though nothing had changed lately. "Lately" is from the first scan that shows a
+change until, after the last scan that it takes to come about, the policy has had the interval after which it looks
+again and then as many scans as its patience has retrainings.
 """
 
 from __future__ import annotations
@@ -422,12 +428,14 @@ def _report(
     tolerance = options.settings(Path(), "on_mismatch").worker.mismatch_tolerance
     detected = {change.name: _detected_after(gated, change.scan, tolerance) for change in options.scans.changes}
     in_time = [name for name, after in detected.items() if after is not None and after <= options.probe_scans]
+    alarms = _false_alarms(options, gated)
     promoted = sum(each["outcome"] == "promoted" for each in poisoned)
     count = len(options.scans.changes)
     rows = [
         Row("compute_fraction", "1", "lower", updates[1] / updates[0], 1.0, "retraining on every scan", 0.3),
         Row("ssim_loss", "SSIM", "lower", means[0] - means[1], target=0.01),
         Row("changes_detected", "1", "higher", len(in_time), target=count),
+        Row("false_alarms", "scans", "lower", len(alarms)),
         Row("poisoned_promoted", "1", "lower", promoted, target=0),
         Row("rollback_works", "1", "higher", float(back), target=1),
         Row("seconds_fraction", "1", "lower", seconds[1] / seconds[0], 1.0, "retraining on every scan"),
@@ -439,6 +447,7 @@ def _report(
         "frame_updates": dict(zip(STRATEGIES, updates, strict=True)),
         "seconds": dict(zip(STRATEGIES, seconds, strict=True)),
         "scans_until_detected": detected,
+        "false_alarms": alarms,
         "retrained": {
             name: sum(bool(s["train_frame_updates"]) for s in each)
             for name, each in zip(STRATEGIES, (always, gated), strict=True)
@@ -455,3 +464,25 @@ def _detected_after(gated: list[dict[str, Any]], first: int, tolerance: float) -
         if each["mismatch"] is not None and each["mismatch"] >= tolerance:
             return after
     return None
+
+
+def _false_alarms(options: GateBench, gated: list[dict[str, Any]]) -> list[int]:
+    """Scans at which a mismatch was found, or the model retrained, though nothing had changed lately."""
+    worker, scans = options.settings(Path(), "on_mismatch").worker, options.scans
+    settling = options.probe_scans + worker.patience
+    lately: set[int] = set()
+    for change in scans.changes:
+        takes = scans.drift_scans if change.name == "probe" else 1
+        lately |= set(range(change.scan, change.scan + takes + settling))
+    if not scans.num_before:
+        # A learner that begins with nothing is as one that has seen a change.
+        lately |= set(range(1 + settling))
+    return [
+        number
+        for number, each in enumerate(gated)
+        if number not in lately
+        and (
+            (each["mismatch"] is not None and each["mismatch"] >= worker.mismatch_tolerance)
+            or each["train_frame_updates"]
+        )
+    ]

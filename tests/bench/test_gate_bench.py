@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ptycho_bluesky.bench.gate import STRATEGIES, GateBench, _check_options, _detected_after, _report, counted_updates
+from ptycho_bluesky.bench.gate import (
+    STRATEGIES,
+    GateBench,
+    _check_options,
+    _detected_after,
+    _false_alarms,
+    _report,
+    _rollback,
+    counted_updates,
+)
 from ptycho_bluesky.bench.gate_scans import GateScans, ScanOptions
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.reconstruction import EpieOptions, reconstruct
+from ptycho_bluesky.records import ModelRecord, ModelStage
 from ptycho_bluesky.simulation.scans import spiral_scan
 from ptycho_bluesky.training.regime import probe_similarity
+from ptycho_bluesky.training.registry import LocalModelStore, content_id, register
 
 SCANS = ScanOptions(num_points=12, num_before=0)
 
@@ -89,8 +102,50 @@ def test_detection_is_a_mismatch_that_was_seen():
     assert _detected_after(found, 0, 0.2) is None
 
 
+def test_alarms_without_a_change_are_counted():
+    scans = replace(SCANS, num_before=5, num_scans=40)
+    options = GateBench(scans, probe_scans=1)
+    settling = 1 + options.settings(Path(), "on_mismatch").worker.patience
+    quiet, looked = scan(0.8, False), {**scan(0.8, True, 0.05), "train_frame_updates": 0}
+    gated = [quiet, looked] * 20
+    assert _false_alarms(options, gated) == []
+    for number in (
+        4,  # before anything changed
+        scans.sample_change,
+        scans.sample_change + settling,
+        scans.sample_change + settling + 1,  # the model should fit again
+        scans.probe_drift + scans.drift_scans - 1 + settling,
+        scans.dose_change - 1,
+    ):
+        gated[number] = scan(0.8, True, 0.2)
+    gated[8] = scan(0.8, True, 0.05)  # it fitted, and was retrained
+    expected = [4, 8, scans.sample_change + settling + 1, scans.dose_change - 1]
+    assert _false_alarms(options, gated) == expected
+    beginning = GateBench(replace(scans, num_before=0), probe_scans=1)
+    assert _false_alarms(beginning, gated) == expected[1:]
+    results = [dict.fromkeys(STRATEGIES, each) for each in gated]
+    report = _report(options, results, [], True)
+    assert {row.metric: row.ours for row in report.rows}["false_alarms"] == 4
+    assert report.extra["false_alarms"] == expected
+
+
 def test_a_folder_of_other_options_is_refused(tmp_path):
     _check_options(tmp_path, GateBench())
     _check_options(tmp_path, GateBench())
     with pytest.raises(InputError, match="other options"):
         _check_options(tmp_path, GateBench(frames_per_scan=1))
+
+
+def test_going_back_is_of_the_model_that_serves(tmp_path):
+    models = LocalModelStore(tmp_path)
+    learner = SimpleNamespace(models=models)
+    regimes = {b"other": "b", b"one": "a", b"two": "a"}
+    for content, probe in regimes.items():
+        record = ModelRecord(
+            content_id(content), "", ModelStage.CANDIDATE, "lean8", (8, 8), (8, 8), 1e-8, 1.0, (), {}, {}, None,
+            {"probe": probe}, 0.0,
+        )  # fmt: skip
+        register(models, record, content, ModelStage.PROMOTED)
+        # without a model before it there is nothing to go back to
+        assert _rollback(learner) is (content == b"two")
+    assert models.serving().model_id == content_id(b"two")
