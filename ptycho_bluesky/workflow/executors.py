@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import runpy
 import shlex
 import signal
 import sys
@@ -21,13 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from ptycho_bluesky.config import WorkerSettings
-from ptycho_bluesky.errors import InputError
+from ptycho_bluesky.errors import InputError, UnreachableError
 
-__all__ = ["InlineExecutor", "make_executor", "stop_executor"]
+__all__ = ["InlineExecutor", "make_executor", "stop_executor", "why_broken"]
 
 logger = logging.getLogger(__name__)
 
 PARENT_POLL_S = 1.0
+DASK_TIMEOUT_S = 10.0
+"""How long a scheduler may take to answer: the worker asks again by itself, and does not end while it waits."""
+LOCAL_HEARTBEAT_S, LOCAL_LOST_S = 5, 30
+"""Between the processes of one machine, silence means that the other one is gone."""
 
 
 class InlineExecutor(Executor):
@@ -55,7 +60,9 @@ class DaskExecutor(Executor):
     Raises
     ------
     InputError
-        distributed is not installed, or no scheduler answers.
+        distributed is not installed, or refuses the options.
+    UnreachableError
+        No scheduler answers.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -63,15 +70,33 @@ class DaskExecutor(Executor):
             from distributed import Client
         except ImportError as error:
             raise _missing("dask", "dask[distributed]", error) from error
-        rest = dict(options)
+        rest = {"timeout": DASK_TIMEOUT_S, **options}
         submit = rest.pop("submit", {})
+        rule, remedy = "a Dask scheduler must answer there", "start it; whoever waits for it then goes on"
+        file = rest.get("scheduler_file")
+        if file is not None and not Path(file).exists():
+            # The client would wait for the file for ever.
+            raise UnreachableError(f"worker.executor_options: no scheduler_file {file}", rule, remedy)
         try:
             self.client = Client(**rest)
-        except (OSError, TimeoutError, TypeError, ValueError) as error:
+            self._executor = self.client.get_executor(**submit)
+        except (OSError, TimeoutError) as error:
+            raise UnreachableError(f"worker.executor_options {dict(options)}: {error}", rule, remedy) from error
+        except (TypeError, ValueError) as error:
             raise InputError(
-                f"worker.executor_options {rest}: {error}", "a Dask scheduler must answer there", "start it first"
+                f"worker.executor_options {dict(options)}: {error}",
+                "the options are those of distributed.Client, beside 'submit'",
+                "see its reference",
             ) from error
-        self._executor = self.client.get_executor(**submit)
+
+    @property
+    def broken(self) -> str:
+        """Why it takes nothing any more, "" while it does.
+
+        A client that has lost its scheduler is "connecting" for its ``timeout``, and closed for good after that.
+        """
+        status = self.client.status
+        return "" if status in ("running", "connecting") else f"the connection to the Dask scheduler is {status}"
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Submit; the same call again is computed again, its product being a file."""
@@ -79,11 +104,13 @@ class DaskExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster; one that was started here ends."""
-        self._executor.shutdown(wait=wait and not cancel_futures)
+        if self.client.status == "running":
+            # Of a scheduler that is gone nothing can be asked.
+            self._executor.shutdown(wait=wait and not cancel_futures)
         self.client.close(timeout=10)
 
 
-def _parsl(options: Mapping[str, Any]) -> Executor:
+class ParslExecutor(Executor):
     """Futures of Parsl: one high-throughput executor on one provider, both configured by Parsl's own options.
 
     Parameters
@@ -92,62 +119,141 @@ def _parsl(options: Mapping[str, Any]) -> Executor:
         ``provider`` (name of a class of ``parsl.providers``; LocalProvider by default), ``provider_options``,
         ``launcher`` (name of a class of ``parsl.launchers``), ``executor_options`` of ``HighThroughputExecutor``, and
         ``run_dir`` and ``initialize_logging`` of ``parsl.Config``.
+
+    Raises
+    ------
+    InputError
+        parsl is not installed, or refuses the options.
     """
-    try:
-        import parsl
-        from parsl import launchers, providers
-        from parsl.concurrent import ParslPoolExecutor
-    except ImportError as error:
-        raise _missing("parsl", "parsl", error) from error
-    general = ("run_dir", "initialize_logging")
-    known = {"provider", "provider_options", "launcher", "executor_options", *general}
-    if set(options) - known:
-        raise InputError(f"worker.executor_options {sorted(set(options) - known)}", f"Parsl takes {sorted(known)}")
-    try:
-        provider_options = dict(options.get("provider_options", {}))
-        if "launcher" in options:
-            provider_options["launcher"] = getattr(launchers, options["launcher"])()
-        provider = getattr(providers, options.get("provider", "LocalProvider"))(**provider_options)
-        usual = {"label": "stages", **_parsl_commands(local=isinstance(provider, providers.LocalProvider))}
-        executor = parsl.HighThroughputExecutor(**{**usual, **options.get("executor_options", {})}, provider=provider)
-        extra = {name: options[name] for name in general if name in options}
-        config = parsl.Config(executors=[executor], **extra)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"worker.executor_options: {error}", "names and options are those of parsl.providers", "see its reference"
-        ) from error
-    return ParslPoolExecutor(config=config)
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        try:
+            import parsl
+            from parsl import launchers, providers
+            from parsl.concurrent import ParslPoolExecutor
+        except ImportError as error:
+            raise _missing("parsl", "parsl", error) from error
+        general = ("run_dir", "initialize_logging")
+        known = {"provider", "provider_options", "launcher", "executor_options", *general}
+        if set(options) - known:
+            raise InputError(f"worker.executor_options {sorted(set(options) - known)}", f"Parsl takes {sorted(known)}")
+        try:
+            provider_options = dict(options.get("provider_options", {}))
+            if "launcher" in options:
+                provider_options["launcher"] = getattr(launchers, options["launcher"])()
+            provider = getattr(providers, options.get("provider", "LocalProvider"))(**provider_options)
+            usual = {"label": "stages", **_parsl_usual(local=isinstance(provider, providers.LocalProvider))}
+            self._stages = parsl.HighThroughputExecutor(
+                **{**usual, **options.get("executor_options", {})}, provider=provider
+            )
+            extra = {name: options[name] for name in general if name in options}
+            config = parsl.Config(executors=[self._stages], **extra)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"worker.executor_options: {error}",
+                "names and options are those of parsl.providers",
+                "see its reference",
+            ) from error
+        self._pool = ParslPoolExecutor(config=config)
+
+    @property
+    def broken(self) -> str:
+        """Why it computes nothing any more, "" while it does.
+
+        Parsl itself does not watch its interchange: without it, futures wait for ever.
+        """
+        if self._stages.bad_state_is_set:
+            return f"Parsl gave its executor up: {self._stages.executor_exception}"
+        interchange = self._stages.interchange_proc
+        if interchange is not None and interchange.poll() is not None:
+            return f"Parsl's interchange has ended with code {interchange.returncode}"
+        return ""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit to the blocks of the provider."""
+        return self._pool.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the interchange and the blocks."""
+        if reason := self.broken:
+            if not self._stages.bad_state_is_set:
+                # Otherwise Parsl asks the interchange, which is gone, for its blocks.
+                self._stages.set_bad_state_and_fail_all(RuntimeError(reason))
+            # Of an executor in a bad state Parsl leaves the blocks running.
+            self._cancel_blocks()
+        self._pool.shutdown(wait=wait and not cancel_futures)
+
+    def _cancel_blocks(self) -> None:
+        jobs, provider = list(self._stages.blocks_to_job_id.values()), self._stages.provider
+        try:
+            if provider is not None:
+                provider.cancel(jobs)
+        except Exception as error:  # noqa: BLE001 whatever the batch system says, the blocks end without interchange
+            logger.warning("Parsl's blocks %s are not cancelled: %s", jobs, error)
 
 
-def _parsl_commands(*, local: bool) -> dict[str, Any]:
-    """Parsl's own scripts by their path beside this Python.
+def _parsl_usual(*, local: bool) -> dict[str, Any]:
+    """Options of the executor where the settings name no others.
 
-    Parsl looks for them on PATH, where an environment that was not activated is not. On other machines, whose paths may
-    differ, ``worker_init`` of the provider sees to its workers.
+    Parsl looks for its own scripts on PATH, where an environment that was not activated is not, so they are named by
+    their path beside this Python. On other machines, whose paths may differ, ``worker_init`` of the provider sees to
+    its workers. The interchange ends with this process, and the pools, which then hear no heartbeat, end after it:
+    Parsl's own would wait for ever for a process that was killed.
     """
     from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 
     folder = Path(sys.executable).parent
     interchange, pool = folder / "interchange.py", folder / "process_worker_pool.py"
-    commands: dict[str, Any] = {}
+    usual: dict[str, Any] = {}
     if interchange.exists():
-        commands["interchange_launch_cmd"] = [str(interchange)]
+        code = f"from {__name__} import run_with_parent; run_with_parent()"
+        usual["interchange_launch_cmd"] = [sys.executable, "-c", code, str(os.getpid()), str(interchange)]
     if local and pool.exists():
-        commands["launch_cmd"] = DEFAULT_LAUNCH_CMD.replace(pool.name, shlex.quote(str(pool)), 1)
-    return commands
+        usual["launch_cmd"] = DEFAULT_LAUNCH_CMD.replace(pool.name, shlex.quote(str(pool)), 1)
+    if local:
+        usual |= {"heartbeat_period": LOCAL_HEARTBEAT_S, "heartbeat_threshold": LOCAL_LOST_S}
+    return usual
 
 
-def _globus(options: Mapping[str, Any]) -> Executor:
-    """Futures of a Globus Compute endpoint; ``endpoint_id`` and further options of its ``Executor``."""
-    try:
-        from globus_compute_sdk import Executor as GlobusExecutor
-    except ImportError as error:
-        raise _missing("globus", "globus-compute-sdk", error) from error
-    if not options.get("endpoint_id"):
-        raise InputError(
-            "worker.executor_options without endpoint_id", "stages are sent to one endpoint", "name its uuid"
-        )
-    return GlobusExecutor(**options)
+class GlobusExecutor(Executor):
+    """Futures of a Globus Compute endpoint.
+
+    Parameters
+    ----------
+    options : mapping
+        ``endpoint_id`` and further options of ``globus_compute_sdk.Executor``.
+
+    Raises
+    ------
+    InputError
+        globus-compute-sdk is not installed, or no endpoint is named.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        try:
+            import globus_compute_sdk
+        except ImportError as error:
+            raise _missing("globus", "globus-compute-sdk", error) from error
+        if not options.get("endpoint_id"):
+            raise InputError(
+                "worker.executor_options without endpoint_id", "stages are sent to one endpoint", "name its uuid"
+            )
+        self._executor = globus_compute_sdk.Executor(**options)
+
+    @property
+    def broken(self) -> str:
+        """Why it takes nothing any more, "" while it does."""
+        # The library shuts an executor down whose connection to the service failed, and says so nowhere else.
+        stopped = getattr(self._executor, "_stopped", False)
+        return "the executor of Globus Compute has lost its service and ended" if stopped else ""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit to the endpoint."""
+        return self._executor.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the connection to the service."""
+        self._executor.shutdown(wait=wait, cancel_futures=cancel_futures)
 
 
 def _missing(name: str, package: str, error: ImportError) -> InputError:
@@ -161,15 +267,17 @@ def make_executor(settings: WorkerSettings) -> Executor:
     ------
     InputError
         Its library is not installed, or refuses the options.
+    UnreachableError
+        What is to compute does not answer.
     """
     if settings.executor == "inline":
         return InlineExecutor()
     if settings.executor == "dask":
         return DaskExecutor(settings.executor_options)
     if settings.executor == "parsl":
-        return _parsl(settings.executor_options)
+        return ParslExecutor(settings.executor_options)
     if settings.executor == "globus":
-        return _globus(settings.executor_options)
+        return GlobusExecutor(settings.executor_options)
     return ProcessPoolExecutor(
         settings.max_workers,
         # Spawned, not forked: the worker has threads, and torch does not survive a fork of them.
@@ -177,6 +285,14 @@ def make_executor(settings: WorkerSettings) -> Executor:
         initializer=_initialise,
         initargs=(os.getpid(),),
     )
+
+
+def why_broken(executor: Executor) -> str:
+    """Why an executor has lost what computes for it and will not get it back, "" while it has not.
+
+    A pool of processes is not asked: it tells by `concurrent.futures.BrokenExecutor`.
+    """
+    return str(getattr(executor, "broken", ""))
 
 
 def stop_executor(executor: Executor, wait_s: float) -> None:
@@ -197,6 +313,14 @@ def _initialise(parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+
+
+def run_with_parent() -> None:
+    """Run the script named on the command line, and end when the process named before it has ended."""
+    parent, *command = sys.argv[1:]
+    threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
 
 
 def _end_with_parent(parent: int) -> None:
