@@ -68,9 +68,9 @@ def decision_of(state: RunState) -> dict[str, Any]:
 def clean(folder: RunFolder, state: RunState) -> None:
     """Remove what is large and kept elsewhere: the frames, the models; labels of reserved runs stay for validation.
 
-    A failed run keeps everything: a person may want to look, or to have it tried again.
+    A failed or cancelled run keeps everything: a person may want to look, or to have it tried again.
     """
-    if state.outcome == "failed":
+    if state.outcome in ("failed", "cancelled"):
         return
     models = [folder.path / f"{name}.onnx" for name in ("serving", "regime_parent", "rival")]
     files = [folder.measurement, folder.parent, folder.model, *models]

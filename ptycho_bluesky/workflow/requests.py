@@ -7,7 +7,7 @@ from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.workflow.files import write_bytes
 from ptycho_bluesky.workflow.run_state import forget_outcome, run_folder, run_states
 
-__all__ = ["ask_cancel", "ask_retry", "clear_request", "requests"]
+__all__ = ["ask_cancel", "ask_retry", "clear_cancel", "clear_retry", "is_cancelled", "requests"]
 
 CANCEL, RETRY = "cancel", "retry"
 
@@ -15,6 +15,8 @@ CANCEL, RETRY = "cancel", "retry"
 def ask_retry(settings: Settings, uid: str) -> str:
     """Let a run with an outcome be taken up again; see `ptycho_bluesky.workflow.run_state.forget_outcome`."""
     whole = forget_outcome(settings, uid)
+    # Whoever wants it now no longer wants it given up.
+    clear_cancel(settings, whole)
     write_bytes(settings.worker_dir / "requests" / f"{RETRY}-{whole}", b"")
     return whole
 
@@ -64,8 +66,18 @@ def requests(settings: Settings) -> tuple[set[str], set[str]]:
     return ({uid for kind, uid in parts if kind == CANCEL}, {uid for kind, uid in parts if kind == RETRY})
 
 
-def clear_request(settings: Settings, uid: str) -> None:
-    """What was asked of a run is done."""
-    for kind in (CANCEL, RETRY):
-        (settings.worker_dir / "requests" / f"{kind}-{uid}").unlink(missing_ok=True)
+def is_cancelled(settings: Settings, uid: str) -> bool:
+    """Whether a person has asked for a run to be given up."""
+    return (settings.worker_dir / "requests" / f"{CANCEL}-{uid}").exists() or run_folder(settings, uid).cancel.exists()
+
+
+def clear_cancel(settings: Settings, uid: str) -> None:
+    """A run was given up, or can no longer be."""
+    # The request last: with it, who dies in between does both again.
     run_folder(settings, uid).cancel.unlink(missing_ok=True)
+    (settings.worker_dir / "requests" / f"{CANCEL}-{uid}").unlink(missing_ok=True)
+
+
+def clear_retry(settings: Settings, uid: str) -> None:
+    """A run was taken up again."""
+    (settings.worker_dir / "requests" / f"{RETRY}-{uid}").unlink(missing_ok=True)

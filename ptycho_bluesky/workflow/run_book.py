@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ptycho_bluesky.config import Settings
+from ptycho_bluesky.errors import StorageError
 from ptycho_bluesky.training.regime import same_geometry
 from ptycho_bluesky.workflow.client import jsonable
 from ptycho_bluesky.workflow.run_state import RunFolder, RunState, run_folder
@@ -214,6 +215,10 @@ class RunBook:
                 yield note
 
     def _append(self, note: RunNote) -> None:
-        self._index.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock, self._index.open("a") as file:
-            file.write(json.dumps(jsonable(asdict(note))) + "\n")
+        line = json.dumps(jsonable(asdict(note))) + "\n"
+        try:
+            self._index.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock, self._index.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise StorageError(f"{self._index}: {error}", "it must be writable", "free disk space") from error

@@ -41,9 +41,12 @@ class RunState:
     stage_seconds : dict
         What each took.
     begun : dict
-        How often each stage was begun that has not ended: more than once where it failed, or the worker died.
-    outcome, reason : str
-        One of `OUTCOMES` and why; "" while it is under way.
+        How often each stage was begun that has not ended: more than once where it failed, or the worker died. 0 where
+        it was begun, but what ended it (Tiled away, a full disk, an orderly stop of the worker) is no fault of the run.
+    outcome : str
+        One of `OUTCOMES`; "" while it is under way.
+    reason : str
+        Why it has its outcome; while it is under way, the last error.
     updated_s : float
     """
 
@@ -161,7 +164,9 @@ def read_stage(settings: Settings, uid: str) -> str | None:
 
 
 def forget_outcome(settings: Settings, uid: str) -> str:
-    """Let a failed or skipped run be taken up again, at the stage that it came to.
+    """Let a failed, cancelled or skipped run be taken up again, at the stage that it came to.
+
+    Where a failed or cancelled run has lost a product that later stages read, it goes back to the stage that makes it.
 
     Parameters
     ----------
@@ -188,7 +193,21 @@ def forget_outcome(settings: Settings, uid: str) -> str:
         )
     state = found[0]
     folder = run_folder(settings, state.uid)
+    if state.outcome in ("failed", "cancelled"):
+        _go_back(folder, state)
     state.outcome, state.reason, state.begun = "", "", {}
     folder.retract("decision")
     folder.save(state)
     return state.uid
+
+
+def _go_back(folder: RunFolder, state: RunState) -> None:
+    """Forget the stages whose product is gone, with all that followed from it; frames are read again in any case."""
+    for stage, product in (("reconstruct", folder.reconstruction), ("label", folder.labels)):
+        # What stands in the registry is decided.
+        if stage in state.done and not product.exists() and "register" not in state.done:
+            names = list(state.done)
+            state.done = {name: state.done[name] for name in names[: names.index(stage)]}
+            # The probe is told from the labels.
+            state.regime.pop("probe", None)
+            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -17,8 +18,10 @@ from ptycho_bluesky.records import Measurement, ModelRecord, ModelStage
 from ptycho_bluesky.training.registry import promote, register
 from ptycho_bluesky.training.update_policy import mismatch
 from ptycho_bluesky.workflow.files import write_bytes
+from ptycho_bluesky.workflow.learned_runs import corpus_runs, older_sets, reserved_labels
 from ptycho_bluesky.workflow.measurement_file import write_measurement_file
 from ptycho_bluesky.workflow.regimes import Regimes
+from ptycho_bluesky.workflow.requests import is_cancelled
 from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.run_state import RunState, run_folder
 from ptycho_bluesky.workflow.shared import Shared
@@ -31,8 +34,7 @@ __all__ = ["RunWork", "Stopping", "Withdrawn"]
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
-OLD_SETS = 6
-"""Older label sets on which a candidate is tested for what it forgot."""
+CHECK_S = 0.2
 
 
 class Stopping(Exception):  # noqa: N818 it is no error
@@ -108,7 +110,11 @@ class RunWork:
                 outcome, reason = self._learn()
             except _Finished as end:
                 outcome, reason = end.outcome, end.reason
-            except (StorageError, UnreachableError):
+            except (StorageError, UnreachableError) as error:
+                self._take_back(f"{state.stage}: {error}")
+                raise
+            except (Stopping, Withdrawn):
+                self._take_back()
                 raise
             except InputError as error:
                 outcome, reason = "failed", f"{state.stage}: {error}"
@@ -175,9 +181,9 @@ class RunWork:
         self._decide("retrain", needs_training, "")
         self._switch(job)
         parent = self._training_parent(serving)
-        self._compute("train", stages.train, job, self._corpus_runs(), parent, state.regime)
+        self._compute("train", stages.train, job, corpus_runs(self.shared.book, state), parent, state.regime)
         rival = self._fetch("serving", self._serving())
-        older, foreign = self._older_sets(reserved)
+        older, foreign = older_sets(self.settings, self.shared.book, state, reserved)
         self._compute("gate", stages.gate, job, reserved, rival, older, foreign)
         return self._register()
 
@@ -185,7 +191,11 @@ class RunWork:
         """Raise when the worker ends or the run was given up."""
         if self.shared.stop.is_set():
             raise Stopping
-        if self.uid in self.shared.cancelled:
+        if "register" in self.state.begun or "register" in self.state.done:
+            # Too late: its model may serve already.
+            return
+        # Also the request itself: while Tiled is away the loop of the worker may not have come to it.
+        if self.uid in self.shared.cancelled or is_cancelled(self.settings, self.uid):
             raise _Finished("cancelled", "cancelled by hand")
 
     def _decide(self, name: str, rule: Callable[[Settings, RunBook, RunState], tuple[bool, str]], prefix: str) -> None:
@@ -201,6 +211,7 @@ class RunWork:
         state = self.state
         if "read" in state.done and self.folder.measurement.exists():
             return
+        self._give_up()
         begun = self._begin("read")
         measurement = self._measurement()
         exit_status = measurement.metadata.get("exit_status")
@@ -254,11 +265,7 @@ class RunWork:
             return None
         if self.state.purpose == "train":
             self.shared.lane.wait_prepared(self.uid, self._is_reserved, self._give_up)
-        newest = None
-        for note in self.shared.book.like(self.state):
-            if note.purpose == "reserved" and note.accepted:
-                newest = run_folder(self.settings, note.uid).labels
-        return None if newest is None or not newest.exists() else str(newest)
+        return reserved_labels(self.settings, self.shared.book, self.state)
 
     def _is_reserved(self, uid: str) -> bool:
         note = self.shared.book.get(uid)
@@ -273,31 +280,6 @@ class RunWork:
             if match is not None:
                 state.regime["probe"] = match["key"]
             self._save()
-
-    def _corpus_runs(self) -> list[str]:
-        """Runs of the corpus that are of this run's regime and no younger, oldest first, this one included."""
-        state = self.state
-        older = [
-            note.uid
-            for note in self.shared.book.like(state, probe=True)
-            if note.purpose == "train" and note.accepted and note.time_s <= state.time_s
-        ]
-        return [*older, state.uid]
-
-    def _older_sets(self, reserved: str | None) -> tuple[dict[str, str], dict[str, str]]:
-        """Label sets of older runs, of this regime and of others: file of the held-out area, or "" for the corpus."""
-        ours: dict[str, str] = {}
-        others: dict[str, str] = {}
-        for note in self.shared.book.like(self.state):
-            if note.purpose == "test" or not note.accepted or note.time_s >= self.state.time_s:
-                continue
-            folder = run_folder(self.settings, note.uid)
-            path = folder.labels if note.purpose == "reserved" else folder.held_out
-            same = note.regime.get("probe") == self.state.regime.get("probe")
-            kept = str(path) if path.exists() else ""
-            if kept != (reserved or "-") and (kept or note.purpose == "train"):
-                (ours if same else others)[note.uid] = kept
-        return _spread(ours), _spread(others)
 
     # --- models -------------------------------------------------------------------------------------------------------
 
@@ -363,6 +345,7 @@ class RunWork:
                 best = (score, record)
         if best is None:
             return
+        self._give_up()
         score, record = best
         reason = f"reads run {self.uid} with {score:.4f}, the serving model with {found['score_serving']:.4f}"
         promote(models, record.model_id, reason)
@@ -384,6 +367,7 @@ class RunWork:
         gate = self.state.done["gate"]
         stage = ModelStage.PROMOTED if gate["promote"] else ModelStage.REJECTED
         if "register" not in self.state.done:
+            self._give_up()
             begun = self._begin("register")
             models = self.shared.connections.store().model_store
             record = ModelRecord.from_dict(json.loads(self.folder.record.read_text()))
@@ -401,7 +385,8 @@ class RunWork:
         state.stage = stage
         state.begun[stage] = state.begun.get(stage, 0) + 1
         if state.begun[stage] > worker.retries + 1 + worker.max_crashes:
-            raise _Finished("failed", f"{stage} was begun {state.begun[stage] - 1} times and never ended")
+            last = f"; last {state.reason}" if state.reason else ""
+            raise _Finished("failed", f"{stage} was begun {state.begun[stage] - 1} times and never ended{last}")
         self._save()
         return time.monotonic()
 
@@ -410,7 +395,25 @@ class RunWork:
         state.stage_seconds[stage] = state.stage_seconds.get(stage, 0.0) + time.monotonic() - begun
         state.begun.pop(stage, None)
         state.done[stage] = result
+        state.reason = ""
         self._save()
+
+    def _take_back(self, error: str = "") -> None:
+        """The stage under way did not end for no fault of its own: that does not count as a crash."""
+        state = self.state
+        if state.begun.get(state.stage):
+            state.begun[state.stage] -= 1
+        state.reason = error or state.reason
+        # On a full disk the count on the disk stays one too high, at worst.
+        with contextlib.suppress(StorageError):
+            self._save()
+
+    def _rest(self, pause_s: float) -> None:
+        """Wait, unless the worker ends or the run is given up."""
+        deadline = time.monotonic() + pause_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            self.shared.stop.wait(min(left_s, CHECK_S))
+            self._give_up()
 
     def _compute(self, stage: str, function: Callable[..., dict[str, Any]], *arguments: Any) -> None:
         """Have a stage computed unless it is done; repeat it when it fails for no fault of the data."""
@@ -418,6 +421,7 @@ class RunWork:
             return
         compute, state, pause_s = self.shared.compute, self.state, FIRST_PAUSE_S
         for attempt in range(self.settings.worker.retries + 1):
+            self._give_up()
             begun = self._begin(stage)
             try:
                 result = compute.result(compute.submit(function, *arguments), self._give_up)
@@ -427,11 +431,11 @@ class RunWork:
                 self._give_up()
                 logger.warning("run %s: stage %s failed", state.uid, stage, exc_info=error)
                 state.stage_seconds[stage] = state.stage_seconds.get(stage, 0.0) + time.monotonic() - begun
+                detail = f"{type(error).__name__}: {error}".rstrip(": ")
                 if attempt == self.settings.worker.retries:
-                    detail = f"{type(error).__name__}: {error}".rstrip(": ")
                     raise _Finished("failed", f"{stage} failed {attempt + 1} times, last with {detail}") from error
-                if self.shared.stop.wait(pause_s):
-                    raise Stopping from error
+                state.reason = f"{stage}: {detail}"
+                self._rest(pause_s)
                 pause_s = min(4 * pause_s, LAST_PAUSE_S)
                 continue
             self._end(stage, begun, result)
@@ -441,12 +445,3 @@ class RunWork:
 def _reference(record: ModelRecord) -> float | None:
     """Score at a model's promotion that a later run is measured against."""
     return record.validation.get("reference", record.validation.get("score"))
-
-
-def _spread(sets: dict[str, str]) -> dict[str, str]:
-    """At most `OLD_SETS` of them: the last two, and others evenly over the history."""
-    keys = list(sets)
-    if len(keys) <= OLD_SETS:
-        return sets
-    chosen = np.unique(np.linspace(0, len(keys) - 3, OLD_SETS - 2).round().astype(int)).tolist()
-    return {keys[k]: sets[keys[k]] for k in [*chosen, len(keys) - 2, len(keys) - 1]}

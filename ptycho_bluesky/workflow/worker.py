@@ -35,8 +35,9 @@ from ptycho_bluesky.workflow.connections import Connections
 from ptycho_bluesky.workflow.executors import make_executor
 from ptycho_bluesky.workflow.files import exclusive, write_json
 from ptycho_bluesky.workflow.lane import Lane
+from ptycho_bluesky.workflow.pauses import Pauses
 from ptycho_bluesky.workflow.publishing import publish
-from ptycho_bluesky.workflow.requests import clear_request, requests
+from ptycho_bluesky.workflow.requests import clear_cancel, clear_retry, requests
 from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.run_queue import RunQueue
 from ptycho_bluesky.workflow.run_state import RunState, read_stage, run_folder
@@ -95,6 +96,7 @@ class Worker:
         self._under_way: dict[str, Future[RunState]] = {}
         self._unpublished: set[str] = set()
         self._cancelled: set[str] = set()
+        self._pauses = Pauses(FIRST_PAUSE_S, LAST_PAUSE_S)
         self._stop_file = settings.worker_dir / "stop"
         self._reported: dict[str, Any] = {}
 
@@ -152,6 +154,7 @@ class Worker:
         self._wake.set()
 
     def _reconnected(self) -> None:
+        self._pauses.hurry()
         self._search.set()
         self._wake.set()
 
@@ -199,7 +202,7 @@ class Worker:
     def _take_up(self, shared: Shared, threads: ThreadPoolExecutor) -> None:
         """Begin the oldest runs that wait, as long as there is room."""
         while len(self._under_way) < self.settings.worker.max_in_flight:
-            run = self._runs.next(self._under_way)
+            run = self._runs.next({*self._under_way, *self._pauses.waiting()})
             if run is None:
                 return
             # In this thread: the next run is told of this one before either is worked on.
@@ -215,7 +218,7 @@ class Worker:
         Raises
         ------
         UnreachableError, StorageError
-            A run could not go on for that; it is taken up again.
+            A run could not go on for that; it is taken up again after a pause that grows each time.
         """
         for uid in [uid for uid, future in self._under_way.items() if future.done()]:
             future = self._under_way.pop(uid)
@@ -227,10 +230,13 @@ class Worker:
                 continue
             except Stopping:
                 continue
+            except (UnreachableError, StorageError):
+                self._pauses.add(uid)
+                raise
+            self._pauses.forget(uid)
             self._runs.settle(uid, state.stop_uid)
-            if uid in self._cancelled:
-                self._cancelled.discard(uid)
-                clear_request(self.settings, uid)
+            if uid in self._cancelled or state.outcome == "cancelled":
+                self._clear_cancel(uid, state.outcome)
             if self._listener is not None:
                 self._listener(self._status(reachable=True), state)
 
@@ -240,15 +246,23 @@ class Worker:
         for uid in cancel:
             note = self._book.get(uid)
             if note is not None and note.outcome and uid not in self._under_way:
-                clear_request(self.settings, uid)
+                self._clear_cancel(uid, note.outcome)
             elif uid not in self._cancelled:
                 logger.info("run %s is cancelled", uid)
                 self._cancelled.add(uid)
         for uid in again:
             self._book.reread(uid)
             self._runs.reopen(uid)
-            clear_request(self.settings, uid)
+            self._cancelled.discard(uid)
+            self._pauses.forget(uid)
+            clear_retry(self.settings, uid)
             self._search.set()
+
+    def _clear_cancel(self, uid: str, outcome: str) -> None:
+        if outcome != "cancelled":
+            logger.warning("run %s was asked to be cancelled too late: it is %s", uid, outcome)
+        self._cancelled.discard(uid)
+        clear_cancel(self.settings, uid)
 
     def _write_stop_file(self) -> None:
         try:
@@ -287,8 +301,12 @@ class Worker:
     def _report(self, *, reachable: bool) -> None:
         content = self._status(reachable=reachable)
         if content != self._reported:
-            write_json(self.settings.worker_dir / "status.json", content | {"time_s": time.time()})
-            self._reported = content
+            try:
+                write_json(self.settings.worker_dir / "status.json", content | {"time_s": time.time()})
+                self._reported = content
+            except StorageError as error:
+                # A full disk does not end the worker.
+                logger.debug("%s", error)
             if self._listener is not None:
                 self._listener(content, None)
 

@@ -1,0 +1,214 @@
+"""Runs through their stages without Tiled: what is given up, tried again, learned from and compared."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from quick_stages import QuickStages
+from workflow_scans import GEOMETRY, make_scan
+
+from ptycho_bluesky.config import Settings
+from ptycho_bluesky.errors import StorageError, UnreachableError
+from ptycho_bluesky.records import Measurement
+from ptycho_bluesky.training.registry import LocalModelStore
+from ptycho_bluesky.workflow import run_work
+from ptycho_bluesky.workflow.compute import Compute
+from ptycho_bluesky.workflow.executors import InlineExecutor
+from ptycho_bluesky.workflow.lane import Lane
+from ptycho_bluesky.workflow.pauses import Pauses
+from ptycho_bluesky.workflow.publishing import clean
+from ptycho_bluesky.workflow.requests import ask_cancel, ask_retry
+from ptycho_bluesky.workflow.run_book import RunBook
+from ptycho_bluesky.workflow.run_state import RunState, run_folder
+from ptycho_bluesky.workflow.run_work import RunWork, Stopping
+from ptycho_bluesky.workflow.shared import Shared
+from ptycho_bluesky.workflow.tiled_store import RunSummary
+
+
+class Learner:
+    """Works on simulated runs, one after the other, with a folder of models."""
+
+    def __init__(self, settings: Settings, stages: QuickStages) -> None:
+        self.settings, self.stages = settings, stages
+        self.model_store = LocalModelStore(settings.models_dir)
+        self.book, self.stop = RunBook(settings), threading.Event()
+        self.reads, self.fail_read = 0, None
+        self.shared = Shared(settings, stages, Compute(InlineExecutor), self, self.book, Lane(), self.stop, set())
+        self.times: dict[str, float] = {}
+
+    def store(self) -> Learner:
+        return self
+
+    def read_run(self, uid: str, *, object_pixel_m: float | None = None) -> Measurement:
+        self.reads += 1
+        if self.fail_read is not None:
+            raise self.fail_read
+        scan = make_scan(seed=1)
+        n = len(scan.image)
+        index = np.arange(n)
+        none = np.full(n, np.nan)
+        return Measurement(
+            scan.image, scan.position_m, index, index, none, none, GEOMETRY, GEOMETRY.object_pixel_m, run_uid=uid
+        )
+
+    def stop_uid(self, uid: str) -> str:
+        return f"stop-{uid}"
+
+    def take(self, uid: str, purpose: str = "train") -> RunState:
+        time_s = self.times.setdefault(uid, float(1000 + len(self.times)))
+        start = {"uid": uid, "time": time_s, "ptycho": {"purpose": purpose}}
+        state = RunWork(self.shared, RunSummary(uid, time_s, start, {"uid": f"stop-{uid}"})).run()
+        clean(run_folder(self.settings, uid), state)
+        return state
+
+    def retry(self, uid: str) -> RunState:
+        ask_retry(self.settings, uid)
+        self.book.reread(uid)
+        return self.take(uid)
+
+
+@pytest.fixture
+def stages(tmp_path):
+    return QuickStages(tmp_path / "calls.txt")
+
+
+@pytest.fixture
+def learner(tmp_path, stages, monkeypatch):
+    monkeypatch.setattr(run_work, "FIRST_PAUSE_S", 0.01)
+    settings = Settings(data_dir=tmp_path)
+    settings.worker.min_frames = 10
+    return Learner(settings, stages)
+
+
+def cancel_in(learner: Learner, stage: str, uid: str) -> None:
+    """Have a run cancelled while a stage computes; whatever that does, it comes to its end."""
+    true_stage = getattr(learner.stages, stage)
+
+    def cancelled(*arguments):
+        setattr(learner.stages, stage, true_stage)
+        result = true_stage(*arguments)
+        ask_cancel(learner.settings, uid)
+        return result
+
+    setattr(learner.stages, stage, cancelled)
+
+
+class TestCancelled:
+    @pytest.mark.parametrize("stage", ["reconstruct", "label", "validate", "train", "gate"])
+    def test_between_stages_and_then_taken_up_again(self, learner, stages, stage):
+        """The worker's loop has not heard of it, as while Tiled is away."""
+        cancel_in(learner, stage, "a")
+        assert learner.take("a").outcome == "cancelled"
+        assert stages.calls("a")[-1] == stage
+        assert learner.model_store.records() == []
+        state = learner.retry("a")
+        assert (state.outcome, state.reason) == ("promoted", "scores 1.0")
+        assert state.regime["probe"] == "a"
+        assert all(stages.calls("a").count(name) == 1 for name in ("reconstruct", "label", "validate", "train", "gate"))
+
+    def test_while_a_stage_that_failed_waits(self, learner, stages, monkeypatch):
+        monkeypatch.setattr(run_work, "FIRST_PAUSE_S", 60.0)
+        stages.fail = {"reconstruct": 1}
+        threading.Timer(0.5, ask_cancel, (learner.settings, "a" * 36)).start()
+        began = time.monotonic()
+        assert learner.take("a" * 36).outcome == "cancelled"
+        assert time.monotonic() - began < 30
+
+    def test_with_its_products_gone(self, learner, stages):
+        """As after an older version, which removed them."""
+        cancel_in(learner, "validate", "a")
+        learner.take("a")
+        folder = run_folder(learner.settings, "a")
+        folder.labels.unlink()
+        folder.measurement.unlink()
+        assert learner.retry("a").outcome == "promoted"
+        assert [stages.calls("a").count(name) for name in ("reconstruct", "label", "validate")] == [1, 2, 2]
+        learner.take("b")
+        assert learner.book.get("b").regime["probe"] == "a"
+
+    def test_too_late_once_the_model_may_serve(self, learner):
+        """A promotion that may have been done is brought to its end, whatever is asked meanwhile."""
+        true_put = learner.model_store.put
+
+        def put(*arguments):
+            true_put(*arguments)
+            learner.model_store.put = true_put
+            raise UnreachableError("Tiled", "it went away after the promotion", "wait")
+
+        learner.model_store.put = put
+        with pytest.raises(UnreachableError):
+            learner.take("a")
+        ask_cancel(learner.settings, "a")
+        assert learner.take("a").outcome == "promoted"
+
+    def test_is_not_learned_from(self, learner, stages):
+        cancel_in(learner, "label", "a")
+        assert learner.take("a").outcome == "cancelled"
+        learner.take("b")
+        third = learner.take("c")
+        assert [record.training_runs for record in learner.model_store.records()] == [("b",), ("b", "c")]
+        assert third.figures["older"] == ["b"]
+
+    def test_reserved_run_validates_nothing(self, learner):
+        cancel_in(learner, "label", "r")
+        learner.take("r", purpose="reserved")
+        assert learner.take("a").figures["validated_on"] is None
+
+
+class TestErrorsOfOthers:
+    @pytest.mark.parametrize("error", [StorageError, UnreachableError])
+    def test_are_no_dead_letter(self, learner, error):
+        learner.fail_read = error("the disk", "it is full", "free space")
+        for _ in range(20):
+            with pytest.raises(error):
+                learner.take("a")
+        state = run_folder(learner.settings, "a").load()
+        assert state.begun == {"read": 0}
+        assert state.reason == "read: the disk. it is full. Remedy: free space."
+        learner.fail_read = None
+        assert learner.take("a").outcome == "promoted"
+
+    def test_nor_are_orderly_stops(self, learner, stages):
+        def stopped(job):
+            learner.stop.set()
+            raise RuntimeError("interrupted")
+
+        true_reconstruct, stages.reconstruct = stages.reconstruct, stopped
+        for _ in range(20):
+            learner.stop.clear()
+            with pytest.raises(Stopping):
+                learner.take("a")
+        learner.stop.clear()
+        stages.reconstruct = true_reconstruct
+        assert learner.take("a").outcome == "promoted"
+
+    def test_the_last_error_is_in_the_reason(self, learner):
+        folder = run_folder(learner.settings, "a")
+        state = RunState("a", "stop-a", reason="read: no memory", begun={"read": 14})
+        folder.save(state)
+        assert learner.take("a").reason == "read was begun 14 times and never ended; last read: no memory"
+
+    def test_a_full_index_says_so(self, learner):
+        learner.settings.worker_dir.mkdir(parents=True)
+        (learner.settings.worker_dir / "index.jsonl").mkdir()
+        with pytest.raises(StorageError, match=r"index\.jsonl"):
+            learner.book.forget("a")
+
+
+def test_pauses_grow_for_each_run_by_itself(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("ptycho_bluesky.workflow.pauses.time.monotonic", lambda: now[0])
+    pauses = Pauses(1.0, 5.0)
+    assert [pauses.add("a") for _ in range(4)] == [1.0, 2.0, 4.0, 5.0]
+    assert pauses.add("b") == 1.0
+    assert pauses.waiting() == {"a", "b"}
+    now[0] = 2.0
+    assert pauses.waiting() == {"a"}
+    pauses.hurry()
+    assert pauses.waiting() == set()
+    assert pauses.add("a") == 5.0
+    pauses.forget("a")
+    assert pauses.add("a") == 1.0
