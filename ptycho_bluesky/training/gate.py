@@ -1,8 +1,9 @@
 """The gate between training and the edge: no model is promoted without a test.
 
 A candidate must beat the serving model, and a constant image, on held-out areas of what it was trained for, and must
-not have forgotten older data of the same regime. Data of other regimes are reported and decide nothing: several models
-stay promoted, one a regime.
+not have forgotten older data of the same regime. Where another model serves than the one that it would replace (a
+regime that comes back has a promoted model of its own), it is measured against the better of the two. Data of other
+regimes are reported and decide nothing: several models stay promoted, one a regime.
 """
 
 from __future__ import annotations
@@ -57,16 +58,25 @@ class Compared:
         Run that the labels are of.
     candidate, serving : float
         The deciding metric of each; higher is better.
+    replaced : float, optional
+        That of the model that the candidate would replace, where another one serves.
     """
 
     name: str
     candidate: float
     serving: float
+    replaced: float | None = None
 
     @property
     def loss(self) -> float:
-        """How much worse the candidate is."""
-        return self.serving - self.candidate
+        """How much worse the candidate is than the better of the others."""
+        best = _best(self.serving, self.replaced)
+        return math.nan if best is None else best - self.candidate
+
+    @property
+    def scores(self) -> list[float]:
+        """Candidate, serving model, and the one that would be replaced where that is another."""
+        return [self.candidate, self.serving, *([] if self.replaced is None else [self.replaced])]
 
 
 @dataclass(frozen=True)
@@ -79,9 +89,10 @@ class Decision:
     reason : str
         One sentence with the numbers.
     figures : dict
-        ``metric``, ``candidate``, ``serving`` (None without a serving model), ``trivial`` (what a constant answer
-        scores), ``gain`` (candidate − serving), ``forgotten`` (mean loss on older data of the regime, None without
-        any), ``old`` and ``other_regimes`` (each set's figures), and the thresholds.
+        ``metric``, ``candidate``, ``serving`` and ``replaced`` (None without such a model), ``trivial`` (what a
+        constant answer scores), ``gain`` (candidate − the better of these), ``forgotten`` (mean loss on
+        older data of the regime, None without any), ``old`` and ``other_regimes`` (each set's scores, see
+        `Compared.scores`), and the thresholds.
     """
 
     promote: bool
@@ -93,6 +104,7 @@ def decide(
     candidate: Mapping[str, Any],
     serving: Mapping[str, Any] | None = None,
     *,
+    replaced: Mapping[str, Any] | None = None,
     old: Sequence[Compared] = (),
     other_regimes: Sequence[Compared] = (),
     metric: str = "score",
@@ -108,10 +120,12 @@ def decide(
         metric.
     serving : mapping, optional
         Figures of the serving model on the *same* frames; None when nothing is served yet.
+    replaced : mapping, optional
+        Figures of the model that the candidate would replace, where another one serves, on the same frames.
     old : sequence of Compared
-        Both models on older data of the same regime.
+        The models on older data of the same regime.
     other_regimes : sequence of Compared
-        Both models on data of other regimes: reported, never decisive.
+        The models on data of other regimes: reported, never decisive.
     metric : str
         Key of the figure that decides.
     thresholds : Thresholds, optional
@@ -125,35 +139,47 @@ def decide(
     InputError
         The metric is missing.
     """
-    if metric not in candidate or (serving is not None and metric not in serving):
-        raise InputError(f"figures without {metric!r}", "candidate and serving model are compared by one metric")
+    if any(metric not in each for each in (candidate, serving, replaced) if each is not None):
+        raise InputError(f"figures without {metric!r}", "models are compared by one metric")
     limits = thresholds or Thresholds()
     ours, trivial = float(candidate[metric]), float(candidate.get("constant", -math.inf))
-    theirs = None if serving is None else float(serving[metric])
-    if theirs is not None and not math.isfinite(theirs):
-        theirs = None
+    others = [None if each is None else float(each[metric]) for each in (serving, replaced)]
+    theirs = _best(*others)
     # A set that one of the two cannot be scored on says nothing about forgetting.
     losses = [each.loss for each in old if math.isfinite(each.loss)]
     forgotten = sum(losses) / len(losses) if losses else None
     figures = {
         "metric": metric,
         "candidate": ours,
-        "serving": None if serving is None else float(serving[metric]),
+        "serving": others[0],
+        "replaced": others[1],
         "trivial": trivial if math.isfinite(trivial) else None,
         "gain": None if theirs is None else ours - theirs,
         "forgotten": forgotten,
-        "old": {each.name: [each.candidate, each.serving] for each in old},
-        "other_regimes": {each.name: [each.candidate, each.serving] for each in other_regimes},
+        "old": {each.name: each.scores for each in old},
+        "other_regimes": {each.name: each.scores for each in other_regimes},
         "tolerance": limits.tolerance,
         "forget_tolerance": limits.forget_tolerance,
         "over_constant": limits.over_constant,
     }
-    promote, reason = _verdict(metric, ours, theirs, trivial, forgotten, limits)
+    whose = "the serving model" if theirs == others[0] else "the regime's own model"
+    promote, reason = _verdict(metric, ours, theirs, whose, trivial, forgotten, limits)
     return Decision(promote, reason, figures)
 
 
+def _best(*scores: float | None) -> float | None:
+    """The highest score; None where no model could be scored."""
+    return max((score for score in scores if score is not None and math.isfinite(score)), default=None)
+
+
 def _verdict(
-    metric: str, ours: float, theirs: float | None, trivial: float, forgotten: float | None, limits: Thresholds
+    metric: str,
+    ours: float,
+    theirs: float | None,
+    whose: str,
+    trivial: float,
+    forgotten: float | None,
+    limits: Thresholds,
 ) -> tuple[bool, str]:
     """The rules, the first that fails first."""
     if not math.isfinite(ours):
@@ -163,11 +189,11 @@ def _verdict(
     if theirs is None:
         return True, f"{metric} {ours:.4f}; no model was served before"
     if not ours > theirs - limits.tolerance:
-        return False, f"{metric} {ours:.4f} is not better than {theirs:.4f} of the serving model"
+        return False, f"{metric} {ours:.4f} is not better than {theirs:.4f} of {whose}"
     if forgotten is not None and forgotten > limits.forget_tolerance:
         return False, (
-            f"{metric} {ours:.4f} against {theirs:.4f} of the serving model, but {forgotten:.4f} worse on older data "
+            f"{metric} {ours:.4f} against {theirs:.4f} of {whose}, but {forgotten:.4f} worse on older data "
             f"of the regime (at most {limits.forget_tolerance:g})"
         )
     kept = "" if forgotten is None else f"; {forgotten:+.4f} lost on older data of the regime"
-    return True, f"{metric} {ours:.4f} against {theirs:.4f} of the serving model{kept}"
+    return True, f"{metric} {ours:.4f} against {theirs:.4f} of {whose}{kept}"

@@ -72,7 +72,7 @@ def clean(folder: RunFolder, state: RunState) -> None:
     """
     if state.outcome in ("failed", "cancelled"):
         return
-    models = [folder.path / f"{name}.onnx" for name in ("serving", "regime_parent", "rival")]
+    models = [folder.path / f"{name}.onnx" for name in ("serving", "regime_parent", "replaced", "rival", "glanced")]
     files = [folder.measurement, folder.parent, folder.model, *models]
     if state.purpose != "reserved":
         files.append(folder.labels)

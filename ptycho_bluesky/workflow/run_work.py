@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -184,6 +184,7 @@ class RunWork:
         self._compute("train", stages.train, job, corpus_runs(self.shared.book, state), parent, state.regime)
         rival = self._fetch("serving", self._serving())
         older, foreign = older_sets(self.settings, self.shared.book, state, reserved)
+        job = replace(job, replaced=self._replaced())
         self._compute("gate", stages.gate, job, reserved, rival, older, foreign)
         return self._register()
 
@@ -305,7 +306,7 @@ class RunWork:
 
     def _content(self, model_id: str) -> bytes:
         """File of a model; the ones that the run was compared with lie beside it already."""
-        for name in ("parent", "glanced"):
+        for name in ("parent", "glanced", "serving", "regime_parent"):
             path = self.folder.path / f"{name}.onnx"
             if self.state.done.get(name, {}).get("model_id") == model_id and path.exists():
                 return path.read_bytes()
@@ -354,13 +355,21 @@ class RunWork:
 
     def _training_parent(self, serving: str | None) -> str | None:
         """Model to go on from: the one of this regime where there is one, else the one that serves."""
+        record = self._own("parent")
+        return serving if record is None else self._fetch("regime_parent", lambda: record)
+
+    def _replaced(self) -> str | None:
+        """Model that a promotion would retire, where it is not the one that serves."""
+        return self._fetch("replaced", lambda: self._own("serving"))
+
+    def _own(self, other_than: str) -> ModelRecord | None:
+        """Promoted model of this very regime, where there is one and it is not the other one named."""
         if "probe" not in self.state.regime:
-            return serving
+            return None
         record = self.shared.connections.store().model_store.serving(self.state.regime)
-        own = record is not None and record.regime.get("probe") == self.state.regime["probe"]
-        if record is None or not own or record.model_id == self.state.done["parent"]["model_id"]:
-            return serving
-        return self._fetch("regime_parent", lambda: record)
+        if record is None or record.model_id == self.state.done[other_than]["model_id"]:
+            return None
+        return record if record.regime.get("probe") == self.state.regime["probe"] else None
 
     def _register(self) -> tuple[str, str]:
         """Put the candidate into the registry and promote or reject it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,6 +66,8 @@ class Job:
         A training costs the budget of one scan, however many are new to the parent.
     look_fraction : float
         Part of a run, about its middle, that a glance reconstructs.
+    replaced : str, optional
+        File of the model that a candidate would replace, where another one serves: the gate tests against both.
     """
 
     folder: str
@@ -75,6 +78,7 @@ class Job:
     gate: Mapping[str, float] = field(default_factory=dict)
     one_budget: bool = False
     look_fraction: float = 1.0
+    replaced: str | None = None
 
     @property
     def files(self) -> RunFolder:
@@ -117,7 +121,7 @@ class Stages(Protocol):
     def gate(
         self, job: Job, reserved: str | None, serving: str | None, older: Mapping[str, str], foreign: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Candidate against serving model."""
+        """Candidate against the serving model, and the one that it would replace."""
         ...
 
 
@@ -301,6 +305,8 @@ class LearningStages:
     ) -> dict[str, Any]:
         """Decide on the candidate, on frames that neither it nor the serving model has trained on.
 
+        With `Job.replaced` that model is compared on the same frames.
+
         Parameters
         ----------
         job : Job
@@ -321,15 +327,17 @@ class LearningStages:
             return {"promote": False, "reason": NOTHING_TO_VALIDATE, "gain": 0.0, "figures": {"validation": "none"}}
         ours = job.files.model.read_bytes()
         candidate = evaluate(ours, labels, num_frames=MAX_VALIDATION_FRAMES)
-        theirs: dict[str, Any] | None = None
-        old: list[Compared] = []
-        other_regimes: list[Compared] = []
-        if serving is not None:
-            model = Path(serving).read_bytes()
-            theirs = evaluate(model, labels, num_frames=MAX_VALIDATION_FRAMES)
-            old, other_regimes = (_compare(job, ours, model, sets) for sets in (older, foreign))
+        models = [None if path is None else Path(path).read_bytes() for path in (serving, job.replaced)]
+        theirs, replaced = (
+            None if model is None else evaluate(model, labels, num_frames=MAX_VALIDATION_FRAMES) for model in models
+        )
+        old, other_regimes = (
+            [] if models == [None, None] else _compare(job, ours, models, sets) for sets in (older, foreign)
+        )
         thresholds = Thresholds(**job.gate)
-        decision = decide(candidate, theirs, old=old, other_regimes=other_regimes, thresholds=thresholds)
+        decision = decide(
+            candidate, theirs, replaced=replaced, old=old, other_regimes=other_regimes, thresholds=thresholds
+        )
         record = json.loads(job.files.record.read_text())
         # One small area is noisy; the last ones together tell what a later run is measured against.
         recent = [each.candidate for each in old[1 - REFERENCE_SETS :]] if reserved is None else []
@@ -341,10 +349,10 @@ class LearningStages:
             "reference": reference,
         }
         write_json(job.files.record, jsonable(record))
-        before = candidate["constant"] if theirs is None else theirs["score"]
-        gains = [candidate["score"] - before]
+        gain = decision.figures["gain"]
+        gains = [candidate["score"] - candidate["constant"] if gain is None else gain]
         gains += [-each.loss for each in old[1 - REFERENCE_SETS :]] if reserved is None else []
-        gain = float(np.mean(gains)) if decision.promote else 0.0
+        gain = float(np.mean(gains))
         figures = {
             "validation": source,
             "candidate_score": candidate["score"],
@@ -353,13 +361,16 @@ class LearningStages:
             "constant_score": candidate["constant"],
             "reference_score": reference,
             "gain": gain,
-            "serving_score": None if theirs is None else theirs["score"],
+            "serving_score": decision.figures["serving"],
+            "replaced_score": decision.figures["replaced"],
             "forgotten": decision.figures["forgotten"],
             "old_scores": decision.figures["old"],
             "other_regimes_scores": decision.figures["other_regimes"],
             "thresholds": dict(job.gate),
         }
-        return {"promote": decision.promote, "reason": decision.reason, "gain": gain, "figures": figures}
+        # To the policy a candidate that was rejected has gained nothing, whatever its score.
+        counted = gain if decision.promote else min(gain, 0.0)
+        return {"promote": decision.promote, "reason": decision.reason, "gain": counted, "figures": figures}
 
 
 NOTHING_TO_VALIDATE = "nothing to validate it on: record a scan with purpose 'reserved', or wider scans"
@@ -379,8 +390,8 @@ def _validation_labels(job: Job, reserved: str | None) -> tuple[LabelSet | None,
     return (None, "") if held_out is None else (held_out, "area kept out of this run")
 
 
-def _compare(job: Job, candidate: bytes, serving: bytes, sets: Mapping[str, str]) -> list[Compared]:
-    """Both models on older label sets, those that can be read and are of the same shape."""
+def _compare(job: Job, candidate: bytes, others: Sequence[bytes | None], sets: Mapping[str, str]) -> list[Compared]:
+    """Candidate, serving and replaced model on older label sets, those that can be read and are of the same shape."""
     from ptycho_bluesky.training.corpus import Corpus, read_label_set
     from ptycho_bluesky.training.evaluate import evaluate
     from ptycho_bluesky.training.gate import Compared
@@ -389,14 +400,19 @@ def _compare(job: Job, candidate: bytes, serving: bytes, sets: Mapping[str, str]
     for uid, path in sets.items():
         try:
             labels = read_label_set(path) if path else Corpus(job.corpus_dir).read(uid)
-            ours, theirs = (
-                float(evaluate(model, labels, num_frames=MAX_OLD_FRAMES)["score"]) for model in (candidate, serving)
+            ours, theirs, replaced = (
+                None if model is None else float(evaluate(model, labels, num_frames=MAX_OLD_FRAMES)["score"])
+                for model in (candidate, *others)
             )
         except InputError as error:
             logger.warning("labels of run %s are not compared: %s", uid, error)
             continue
-        found.append(Compared(uid, ours, theirs))
+        found.append(Compared(uid, _number(ours), _number(theirs), replaced))
     return found
+
+
+def _number(score: float | None) -> float:
+    return math.nan if score is None else score
 
 
 def _score(job: Job, model: bytes | None) -> float | None:

@@ -79,3 +79,23 @@ def test_models_are_compared_by_one_metric():
 def test_negative_thresholds_are_refused(name):
     with pytest.raises(InputError, match=name):
         Thresholds(**{name: -0.1})
+
+
+@pytest.mark.parametrize(
+    ("candidate", "replaced", "old", "promote", "word"),
+    [
+        (0.58, 0.60, [], False, "not better than 0.6000 of the regime's own model"),
+        (0.61, 0.60, [], True, "against 0.6000 of the regime's own model"),
+        (0.61, 0.60, [Compared("a", 0.50, 0.20, 0.60)], False, "0.1000 worse on older data"),
+        (0.61, 0.60, [Compared("a", 0.59, 0.20, 0.60)], True, "+0.0100 lost"),
+        (0.61, 0.60, [Compared("a", 0.50, math.nan, 0.60)], False, "0.1000 worse on older data"),
+        (0.61, 0.10, [Compared("a", 0.59, 0.60, 0.20)], True, "against 0.2000 of the serving model"),
+    ],
+)
+def test_the_better_of_the_serving_and_the_replaced_model_counts(candidate, replaced, old, promote, word):
+    decision = decide({"score": candidate}, {"score": 0.2}, replaced={"score": replaced}, old=old)
+    assert decision.promote is promote
+    assert word in decision.reason
+    assert (decision.figures["serving"], decision.figures["replaced"]) == (0.2, replaced)
+    assert decision.figures["gain"] == pytest.approx(candidate - max(replaced, 0.2))
+    assert all(len(scores) == 3 for scores in decision.figures["old"].values())

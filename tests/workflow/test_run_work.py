@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from quick_stages import QuickStages
+from quick_stages import QuickStages, curved_probe
 from workflow_scans import GEOMETRY, make_scan
 
 from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import StorageError, UnreachableError
-from ptycho_bluesky.records import Measurement
+from ptycho_bluesky.records import LabelSet, Measurement
+from ptycho_bluesky.training.corpus import write_label_set
 from ptycho_bluesky.training.registry import LocalModelStore
 from ptycho_bluesky.workflow import run_work
 from ptycho_bluesky.workflow.compute import Compute
 from ptycho_bluesky.workflow.executors import InlineExecutor
+from ptycho_bluesky.workflow.files import write_bytes, write_json
 from ptycho_bluesky.workflow.lane import Lane
 from ptycho_bluesky.workflow.pauses import Pauses
 from ptycho_bluesky.workflow.publishing import clean
@@ -25,6 +29,7 @@ from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.run_state import RunState, run_folder
 from ptycho_bluesky.workflow.run_work import RunWork, Stopping
 from ptycho_bluesky.workflow.shared import Shared
+from ptycho_bluesky.workflow.stages import Job, LearningStages
 from ptycho_bluesky.workflow.tiled_store import RunSummary
 
 
@@ -196,6 +201,88 @@ class TestErrorsOfOthers:
         (learner.settings.worker_dir / "index.jsonl").mkdir()
         with pytest.raises(StorageError, match=r"index\.jsonl"):
             learner.book.forget("a")
+
+
+class TestGate:
+    def test_a_regime_that_comes_back_is_tested_against_its_own_model_too(self, learner, stages):
+        learner.settings.worker.update = "on_mismatch"
+        stages.probes = {"b": 0.05}
+        # The own model is better than the one that serves, but has drifted too: no switch, a candidate is trained.
+        stages.serving_scores, stages.rival_scores = [0.2, 0.3], [0.6]
+        jobs, true_gate = [], stages.gate
+
+        def gate(job, *arguments):
+            files = [None if path is None else Path(path).read_bytes() for path in (arguments[1], job.replaced)]
+            jobs.append([None if content is None else content.decode() for content in files])
+            return true_gate(job, *arguments)
+
+        stages.gate = gate
+        assert [learner.take(uid).outcome for uid in "abc"] == ["promoted"] * 3
+        own, other = "model of ['a']", "model of ['b']"
+        assert jobs == [[None, None], [own, None], [other, own]]
+        assert not list(run_folder(learner.settings, "c").path.glob("*.onnx"))
+
+    def test_stage_compares_and_records_all_three(self, tmp_path, monkeypatch):
+        """The own model of the regime reads the old run well; the serving one, of another regime, reads neither."""
+        job = self.job(tmp_path)
+        scores = {
+            ("candidate", "new"): 0.7,
+            ("serving", "new"): 0.2,
+            ("own", "new"): 0.6,
+            ("candidate", "old"): 0.4,
+            ("serving", "old"): 0.1,
+            ("own", "old"): 0.6,
+        }
+
+        def evaluate(model, labels, **_):
+            score = scores[model.decode(), labels.run_uid]
+            return {"score": score, "pearson": 0.0, "l1_rad": 0.0, "constant": 0.05}
+
+        monkeypatch.setattr("ptycho_bluesky.training.evaluate.evaluate", evaluate)
+        old = {"old": str(tmp_path / "old.h5")}
+        found = LearningStages().gate(job, None, str(tmp_path / "serving.onnx"), old, {})
+        assert not found["promote"]
+        assert "0.2000 worse on older data" in found["reason"]
+        figures = found["figures"]
+        assert (figures["serving_score"], figures["replaced_score"]) == (0.2, 0.6)
+        assert figures["old_scores"] == {"old": [0.4, 0.1, 0.6]}
+        # The true difference is kept; to the policy a rejected candidate has gained nothing.
+        assert figures["gain"] == pytest.approx((0.1 - 0.2) / 2)
+        assert found["gain"] == pytest.approx(-0.05)
+        scores["candidate", "new"] = 0.95
+        found = LearningStages().gate(job, None, str(tmp_path / "serving.onnx"), old, {})
+        assert (found["promote"], found["gain"]) == (False, 0.0)
+        assert found["figures"]["gain"] == pytest.approx((0.35 - 0.2) / 2)
+        # Without it, the comparison with the serving model alone would have promoted it.
+        found = LearningStages().gate(replace(job, replaced=None), None, str(tmp_path / "serving.onnx"), old, {})
+        assert found["promote"]
+
+    @staticmethod
+    def job(folder: Path) -> Job:
+        job = Job(str(folder / "run"), str(folder / "corpus"), {}, {}, "", replaced=str(folder / "own.onnx"))
+        for name, path in (
+            ("candidate", job.files.model),
+            ("serving", folder / "serving.onnx"),
+            ("own", folder / "own.onnx"),
+        ):
+            write_bytes(path, name.encode())
+        write_json(job.files.record, {})
+        n = 4
+        labels = LabelSet(
+            image=np.ones((n, 32, 32), dtype=np.uint16),
+            phase_rad=np.zeros((n, 32, 32), dtype=np.float32),
+            amplitude=np.ones((n, 32, 32), dtype=np.float32),
+            position_m=np.zeros((n, 2)),
+            frame_index=np.arange(n),
+            probe=curved_probe(0.0),
+            weight=np.ones((32, 32), dtype=np.float32),
+            pixel_size_m=GEOMETRY.object_pixel_m,
+            geometry=GEOMETRY,
+            run_uid="new",
+        )
+        write_label_set(job.files.held_out, labels)
+        write_label_set(folder / "old.h5", replace(labels, run_uid="old"))
+        return job
 
 
 def test_pauses_grow_for_each_run_by_itself(monkeypatch):
