@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -83,9 +84,10 @@ def show_worker(settings: Settings, console: Console | None = None) -> None:
     newest = {state.uid for state in states[-SHOWN_RUNS:]}
     shown = [state for state in states if state.uid in newest or not state.outcome or state.outcome == "failed"]
     title = "Worker" if len(shown) == len(states) else f"Worker: {len(shown)} of {len(states)} runs"
-    table = Table(title=title)
-    for name in ("scan", "run", "purpose", "stage", "seconds", "SSIM live", "model", "updated"):
-        table.add_column(name, overflow="fold")
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("scan", "run", "purpose", "stage", "seconds", "SSIM\nlive", "model", "updated"):
+        # A stage under way is the longest, and the one that may take a second line.
+        table.add_column(name, overflow="fold", no_wrap=name != "stage")
     for state in shown:
         stage = read_stage(settings, state.uid) or ""
         ssim = state.figures.get("ssim_serving")

@@ -202,14 +202,22 @@ def test_worker_status_fits_a_terminal(settings):
         {"waiting": [], "unpublished": [], "tiled_reachable": True, "time_s": time.time()},
     )
     reason = "its labels are not used: " + "the half-scans do not agree [0.3 of 0.5], " * 6 + "\nand so on"
+    seconds = {"train": 12345.0}
+    done = {"train": {"model_id": "0123456789", "figures": {"ssim_serving": 0.5}}}
     for uid in ("abcdef-1", "123456-2"):
-        run_folder(settings, uid).save(RunState(uid, scan_id=7, stage="train", outcome="skipped", reason=reason))
+        run_folder(settings, uid).save(
+            RunState(uid, "", "reserved", 123, 1.0, {}, "", done, seconds, outcome="cancelled", reason=reason)
+        )
+    folder = run_folder(settings, "fedcba-3")
+    folder.save(RunState("fedcba-3", purpose="reserved", scan_id=123, stage="reconstruct"))
+    folder.report("reconstruct", 0.5, "error 0.0123")
     console = Console(width=80, file=io.StringIO())
     show_worker(settings, console)
     lines = console.file.getvalue().splitlines()
     assert f"abcdef-1 {' '.join(reason.split())}" in lines
-    assert len([line for line in lines if "skipped" in line]) == 2
-    assert len(lines) <= 12
+    assert len([line for line in lines if "cancelled" in line and "12345" in line and "01234567" in line]) == 2
+    assert len([line for line in lines if "fedcba-3" in line and "reconstruct 50 %" in line]) == 1
+    assert len(lines) <= 14
 
 
 def test_only_a_run_that_there_is_can_be_cancelled(run, store, settings, free_ports):
