@@ -8,18 +8,21 @@ retraining still made it much better, is retrained until that ends, else it woul
 The state is no variable of its own but follows from what was found in the runs so far (`UpdatePolicy.state` folds
 `UpdatePolicy.after` over them), so that a worker that died, or that meets runs late and twice, comes to the same
 decisions.
+
+Only what was found about the model that serves counts (`about`): after a rollback, or a promotion by hand, the policy
+goes on from what is known of that model, and where nothing is, looks at the next run.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ptycho_bluesky.errors import InputError
 
-__all__ = ["Action", "Finding", "PolicyState", "UpdatePolicy", "mismatch"]
+__all__ = ["Action", "Finding", "PolicyState", "UpdatePolicy", "about", "mismatch"]
 
 
 class PolicyState(StrEnum):
@@ -56,12 +59,50 @@ class Finding:
         none was trained.
     pending : bool
         It is being looked at: nothing is found yet, but it counts as a look.
+    model_id : str or None
+        Model that was compared with it, "" where none served; None where that is not known.
+    promoted_id : str
+        Model that it made serve, "" for none.
     """
 
     time_s: float
     mismatch: float | None
     gain: float | None = None
     pending: bool = False
+    model_id: str | None = ""
+    promoted_id: str = ""
+
+
+def about(findings: Iterable[Finding], model_id: str) -> list[Finding]:
+    """The findings that count where a model serves.
+
+    Parameters
+    ----------
+    findings : iterable of Finding
+        In any order.
+    model_id : str
+        Model that serves, "" for none.
+
+    Returns
+    -------
+    list of Finding
+        Those about this model; the one that made it serve, and so on down the line of its predecessors, each up to the
+        run that made the next one serve; and those that are pending. What a retraining gained is left out where its
+        model serves no longer or never did, and so is a finding about no known model.
+    """
+    kept, current = [], model_id
+    for finding in sorted(findings, key=lambda finding: finding.time_s, reverse=True):
+        if finding.pending:
+            kept.append(finding)
+        elif finding.model_id is None:
+            continue
+        elif finding.promoted_id and finding.promoted_id == current:
+            kept.append(finding)
+            current = finding.model_id
+        elif finding.model_id == current:
+            barren = finding.gain is not None and finding.gain <= 0 and not finding.promoted_id
+            kept.append(finding if barren else replace(finding, gain=None))
+    return kept[::-1]
 
 
 def mismatch(score: float, score_at_promotion: float) -> float:
@@ -183,10 +224,14 @@ class UpdatePolicy:
         earlier = [finding for finding in findings if finding.time_s < time_s]
         if self.state(earlier) is not PolicyState.SUSPENDED:
             return True, "every run is looked at until the model fits and retraining gains little"
-        last = max(finding.time_s for finding in earlier)
-        waited_s = time_s - last
+        last = max(earlier, key=lambda finding: finding.time_s)
+        waited_s = time_s - last.time_s
         if waited_s >= self.probe_interval_s:
             return True, f"probed {waited_s:.0f} s after the last look"
-        return False, (
-            f"the model fitted {waited_s:.0f} s before; the next run after {self.probe_interval_s:.0f} s is looked at"
-        )
+        if last.pending:
+            found = f"a run that began {waited_s:.0f} s before is being looked at"
+        elif self.needs_training(last.mismatch):
+            found = f"the model did not fit {waited_s:.0f} s before, and retraining gained nothing"
+        else:
+            found = f"the model fitted {waited_s:.0f} s before"
+        return False, f"{found}; the next run after {self.probe_interval_s:.0f} s is looked at"

@@ -21,7 +21,7 @@ from ptycho_bluesky.training.regime import same_geometry
 from ptycho_bluesky.workflow.client import jsonable
 from ptycho_bluesky.workflow.run_state import RunFolder, RunState, run_folder
 
-__all__ = ["RunBook", "RunNote"]
+__all__ = ["RunBook", "RunNote", "validated_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,11 @@ class RunNote:
         Frames of its held-out area.
     published : bool
         Whether its decision is in Tiled.
+    model_id : str or None
+        Model that was compared with its labels, "" where none served; None where none was compared, and in notes of
+        older versions.
+    promoted_id : str
+        Model that it made serve, "" for none.
     """
 
     uid: str
@@ -67,6 +72,8 @@ class RunNote:
     gain: float | None = None
     held_out: int = 0
     published: bool = False
+    model_id: str | None = None
+    promoted_id: str = ""
 
     @classmethod
     def of(cls, state: RunState) -> RunNote:
@@ -85,7 +92,27 @@ class RunNote:
             mismatch=(validated or {}).get("figures", {}).get("mismatch"),
             gain=state.done.get("gate", {}).get("gain"),
             held_out=int(label.get("held_out_frames") or 0),
+            model_id=validated_model(state),
+            promoted_id=_promoted(state),
         )
+
+
+def validated_model(state: RunState) -> str | None:
+    """Model that was compared with a run, "" where none served, None before one was."""
+    for stage, fetched in (("validate", "parent"), ("glance", "glanced")):
+        if stage in state.done:
+            # States of older versions: the file that was fetched for it.
+            known = state.done[stage].get("model_id", state.done.get(fetched, {}).get("model_id"))
+            return None if known is None else str(known)
+    return None
+
+
+def _promoted(state: RunState) -> str:
+    """Model that a run made serve, "" for none."""
+    if "switch" in state.done:
+        return str(state.done["switch"]["model_id"])
+    registered = "register" in state.done and state.done.get("gate", {}).get("promote")
+    return str(state.done["register"].get("model_id", "")) if registered else ""
 
 
 class RunBook:

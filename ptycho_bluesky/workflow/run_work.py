@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import InputError, StorageError, UnreachableError
 from ptycho_bluesky.records import Measurement, ModelRecord, ModelStage
 from ptycho_bluesky.training.registry import promote, register
@@ -22,12 +21,11 @@ from ptycho_bluesky.workflow.learned_runs import corpus_runs, older_sets, reserv
 from ptycho_bluesky.workflow.measurement_file import write_measurement_file
 from ptycho_bluesky.workflow.regimes import Regimes
 from ptycho_bluesky.workflow.requests import is_cancelled
-from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.run_state import RunState, run_folder
 from ptycho_bluesky.workflow.shared import Shared
 from ptycho_bluesky.workflow.stages import Job
 from ptycho_bluesky.workflow.tiled_store import RunSummary
-from ptycho_bluesky.workflow.updating import glances_at, looks_at, needs_training, note_mismatch
+from ptycho_bluesky.workflow.updating import glances_at, looks_at, needs_training, note_mismatch, policy_of
 
 __all__ = ["RunWork", "Stopping", "Withdrawn"]
 
@@ -131,7 +129,7 @@ class RunWork:
     def _learn(self) -> tuple[str, str]:
         self._give_up()
         self._read()
-        self._decide("look", looks_at, "left alone: ")
+        self._decide("look", self._look, "left alone: ")
         job, stages, state = self._job(), self.shared.stages, self.state
         self._glance(job)
         self._compute("reconstruct", stages.reconstruct, job)
@@ -151,7 +149,7 @@ class RunWork:
         does not fit the whole run is looked at in its turn.
         """
         state = self.state
-        if "reconstruct" in state.done or not glances_at(self.settings, self.shared.book, state):
+        if "reconstruct" in state.done or not glances_at(self.settings, state):
             return
         serving = self._fetch("glanced", self._serving())
         if serving is None:
@@ -178,7 +176,7 @@ class RunWork:
         self._assign_regime()
         if state.purpose != "train":
             raise _Finished("skipped", f"purpose '{state.purpose}': never trained on")
-        self._decide("retrain", needs_training, "")
+        self._decide("retrain", lambda: needs_training(self.settings, self.shared.book, state), "")
         self._switch(job)
         parent = self._training_parent(serving)
         self._compute("train", stages.train, job, corpus_runs(self.shared.book, state), parent, state.regime)
@@ -199,11 +197,14 @@ class RunWork:
         if self.uid in self.shared.cancelled or is_cancelled(self.settings, self.uid):
             raise _Finished("cancelled", "cancelled by hand")
 
-    def _decide(self, name: str, rule: Callable[[Settings, RunBook, RunState], tuple[bool, str]], prefix: str) -> None:
+    def _look(self) -> dict[str, Any]:
+        serving = None if policy_of(self.settings) is None else self._serving()()
+        return looks_at(self.settings, self.shared.book, self.state, "" if serving is None else serving.model_id)
+
+    def _decide(self, name: str, rule: Callable[[], dict[str, Any]], prefix: str) -> None:
         """Ask the policy once, keep its answer, and end the run's work where it says no."""
         if name not in self.state.done:
-            go_on, reason = rule(self.settings, self.shared.book, self.state)
-            self.state.done[name] = {"go_on": go_on, "reason": reason}
+            self.state.done[name] = rule()
             self._save()
         if not self.state.done[name]["go_on"]:
             raise _Finished("skipped", f"{prefix}{self.state.done[name]['reason']}")

@@ -20,11 +20,20 @@ NUMBERS = {
     "Decision:Serving": "serving_score",
     "Decision:Constant": "constant_score",
     "Decision:Forgotten": "forgotten",
+    "Decision:Gain": "gain",
     "Decision:SsimLive": "ssim_serving",
     "Decision:ProbeSimilarity": "probe_similarity",
 }
 """Names of variables and the figures of a decision that they show; NaN where there is none."""
-TEXTS = ("State", "Runs:UnderWay", "Decision:Run", "Decision:Outcome", "Decision:Reason", "Decision:Model")
+TEXTS = (
+    "State",
+    "Runs:UnderWay",
+    "Decision:Run",
+    "Decision:Outcome",
+    "Decision:Reason",
+    "Decision:Model",
+    "Decision:PolicyState",
+)
 COUNTS = (
     "Runs:Waiting",
     "Runs:Unpublished",
@@ -56,7 +65,14 @@ def decision_values(state: RunState) -> dict[str, Any]:
         "Decision:Outcome": state.outcome,
         "Decision:Reason": state.reason,
         "Decision:Model": state.model_id,
+        "Decision:PolicyState": _policy_state(state),
     }
+
+
+def _policy_state(state: RunState) -> str:
+    """State of the update policy that a run met last, "" where every run is learned from."""
+    found = (state.done.get(name, {}).get("state") for name in ("retrain", "look"))
+    return str(next((each for each in found if each), ""))
 
 
 class StatusServer:

@@ -33,7 +33,7 @@ from ptycho_bluesky.errors import StorageError, UnreachableError
 from ptycho_bluesky.workflow.compute import Compute
 from ptycho_bluesky.workflow.connections import Connections
 from ptycho_bluesky.workflow.executors import make_executor
-from ptycho_bluesky.workflow.files import exclusive, write_json
+from ptycho_bluesky.workflow.files import exclusive, read_json, write_json
 from ptycho_bluesky.workflow.lane import Lane
 from ptycho_bluesky.workflow.pauses import Pauses
 from ptycho_bluesky.workflow.publishing import publish
@@ -55,7 +55,8 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
 STOP_WAIT_S = 8.0
 
 Listener = Callable[[dict[str, Any], RunState | None], None]
-"""Called with the worker's status whenever that changes, and with a run's state when it has got its outcome."""
+"""Called with the worker's status whenever that changes, and with a run's state when it has got its outcome; at the
+start with that of the last run that had."""
 
 
 class Worker:
@@ -97,8 +98,9 @@ class Worker:
         self._unpublished: set[str] = set()
         self._cancelled: set[str] = set()
         self._pauses = Pauses(FIRST_PAUSE_S, LAST_PAUSE_S)
-        self._stop_file = settings.worker_dir / "stop"
+        self._stop_file, self._status_file = settings.worker_dir / "stop", settings.worker_dir / "status.json"
         self._reported: dict[str, Any] = {}
+        self._decided = ""
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -125,6 +127,7 @@ class Worker:
             self._stop_file.unlink(missing_ok=True)
             self._book.load()
             self._unpublished = {uid for uid in self._book.unpublished() if not self._is_published(uid)}
+            self._recall()
             compute = Compute(self._make_executor)
             compute.submit(_warm_up)
             shared = Shared(
@@ -148,6 +151,13 @@ class Worker:
                 self._stop_file.unlink(missing_ok=True)
                 self._connections.close()
             logger.info("the worker ends; unfinished runs go on when it is started again")
+
+    def _recall(self) -> None:
+        """Tell the listener of the decision that was the last before the worker was started."""
+        self._decided = str(read_json(self._status_file, {}).get("decided", ""))
+        state = run_folder(self.settings, self._decided).load() if self._decided else None
+        if state is not None and state.outcome and self._listener is not None:
+            self._listener(self._status(reachable=False), state)
 
     def _noticed(self, uid: str, metadata: Any) -> None:
         self._runs.notice(uid, metadata)
@@ -234,6 +244,7 @@ class Worker:
                 self._pauses.add(uid)
                 raise
             self._pauses.forget(uid)
+            self._decided = uid
             self._runs.settle(uid, state.stop_uid)
             if uid in self._cancelled or state.outcome == "cancelled":
                 self._clear_cancel(uid, state.outcome)
@@ -296,13 +307,14 @@ class Worker:
             "waiting": [uid for uid in self._runs.waiting() if uid not in self._under_way],
             "unpublished": sorted(self._unpublished),
             "outcomes": self._book.outcomes(),
+            "decided": self._decided,
         }
 
     def _report(self, *, reachable: bool) -> None:
         content = self._status(reachable=reachable)
         if content != self._reported:
             try:
-                write_json(self.settings.worker_dir / "status.json", content | {"time_s": time.time()})
+                write_json(self._status_file, content | {"time_s": time.time()})
                 self._reported = content
             except StorageError as error:
                 # A full disk does not end the worker.

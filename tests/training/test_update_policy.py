@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.update_policy import Action, Finding, PolicyState, UpdatePolicy, mismatch
+from ptycho_bluesky.training.update_policy import Action, Finding, PolicyState, UpdatePolicy, about, mismatch
 
 POLICY = UpdatePolicy(tolerance=0.1, probe_interval_s=100.0)
 
@@ -151,6 +151,56 @@ def test_a_run_that_is_being_looked_at_counts_as_a_look():
     assert SETTLING.state(findings) is PolicyState.SUSPENDED
     assert not SETTLING.looks_at(200.0, findings)[0]
     assert SETTLING.looks_at(250.0, findings)[0]
+
+
+def test_the_reason_says_what_was_found():
+    fits = [Finding(0, 0.0)]
+    assert SETTLING.looks_at(50.0, fits)[1].startswith("the model fitted 50 s before;")
+    pending = [*fits, Finding(48, None, pending=True)]
+    assert SETTLING.looks_at(50.0, pending)[1].startswith("a run that began 2 s before is being looked at;")
+    barren = [Finding(0, 0.3, 0.0), Finding(1, 0.3, 0.0)]
+    assert "did not fit 49 s before, and retraining gained nothing" in SETTLING.looks_at(50.0, barren)[1]
+
+
+# A served first; it was retrained to B, which fitted.
+HISTORY = [
+    Finding(0, None, 0.3, model_id="", promoted_id="A"),
+    Finding(10, 0.05, model_id="A"),
+    Finding(20, 0.3, 0.2, model_id="A", promoted_id="B"),
+    Finding(30, 0.01, 0.01, model_id="B", promoted_id="C"),
+    Finding(40, 0.02, model_id="C"),
+]
+
+
+@pytest.mark.parametrize(
+    ("serves", "counted", "state"),
+    [
+        ("C", [0, 10, 20, 30, 40], PolicyState.SUSPENDED),
+        # Rolled back once: the retraining that led to C no longer counts as one, but B did fit.
+        ("B", [0, 10, 20, 30], PolicyState.SUSPENDED),
+        # Rolled back twice: A did not fit.
+        ("A", [0, 10, 20], PolicyState.FOLLOWING),
+        ("promoted by hand", [], PolicyState.FOLLOWING),
+        ("", [0], PolicyState.FOLLOWING),
+    ],
+)
+def test_what_was_found_about_other_models_does_not_count(serves, counted, state):
+    found = about(HISTORY[::-1], serves)
+    assert [finding.time_s for finding in found] == counted
+    assert SETTLING.state(found) is state
+
+
+def test_a_gain_counts_where_its_model_serves():
+    assert [finding.gain for finding in about(HISTORY[:3], "B")] == [0.3, None, 0.2]
+    assert [finding.gain for finding in about(HISTORY[:3], "A")] == [0.3, None, None]
+    # Neither of one that was cancelled before its promotion; one that was rejected counts as barren.
+    ended = [Finding(0, 0.3, 0.2, model_id="A"), Finding(1, 0.3, 0.0, model_id="A")]
+    assert [finding.gain for finding in about(ended, "A")] == [None, 0.0]
+
+
+def test_a_finding_about_no_known_model_does_not_count_but_a_look_under_way_does():
+    pending = Finding(5, None, pending=True)
+    assert about([Finding(0, 0.0, model_id=None), pending], "A") == [pending]
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from ptycho_bluesky.config import Settings
 from ptycho_bluesky.errors import StorageError, UnreachableError
 from ptycho_bluesky.records import LabelSet, Measurement
 from ptycho_bluesky.training.corpus import write_label_set
-from ptycho_bluesky.training.registry import LocalModelStore
+from ptycho_bluesky.training.registry import LocalModelStore, content_id, promote, rollback
 from ptycho_bluesky.workflow import run_work
 from ptycho_bluesky.workflow.compute import Compute
 from ptycho_bluesky.workflow.executors import InlineExecutor
 from ptycho_bluesky.workflow.files import write_bytes, write_json
 from ptycho_bluesky.workflow.lane import Lane
 from ptycho_bluesky.workflow.pauses import Pauses
-from ptycho_bluesky.workflow.publishing import clean
+from ptycho_bluesky.workflow.publishing import clean, decision_of
 from ptycho_bluesky.workflow.requests import ask_cancel, ask_retry
 from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.run_state import RunState, run_folder
@@ -31,6 +31,7 @@ from ptycho_bluesky.workflow.run_work import RunWork, Stopping
 from ptycho_bluesky.workflow.shared import Shared
 from ptycho_bluesky.workflow.stages import Job, LearningStages
 from ptycho_bluesky.workflow.tiled_store import RunSummary
+from ptycho_bluesky.workflow.worker import Worker
 
 
 class Learner:
@@ -283,6 +284,76 @@ class TestGate:
         write_label_set(job.files.held_out, labels)
         write_label_set(folder / "old.h5", replace(labels, run_uid="old"))
         return job
+
+
+class TestPolicy:
+    def test_after_a_rollback_the_next_run_is_looked_at(self, learner, stages):
+        learner.settings.worker.update = "on_mismatch"
+        stages.serving_scores = [0.6, 0.79]
+        assert [learner.take(uid).outcome for uid in "abcd"] == ["promoted", "promoted", "skipped", "skipped"]
+        assert "left alone" in learner.take("e").reason
+        rollback(learner.model_store, reason="stripes")
+        stages.serving_scores = [0.79]
+        state = learner.take("f")
+        assert "fits" in state.reason
+        assert stages.calls("f") == ["reconstruct", "label", "validate"]
+        # What was found about the model that serves again counts, and it is suspended once more.
+        assert "the model fitted 1 s before" in learner.take("g").reason
+
+    def test_decisions_hold_the_numbers_of_the_policy(self, learner, stages):
+        learner.settings.worker.update = "on_mismatch"
+        stages.serving_scores = [0.6, 0.79]
+        first, drifted, fits, alone = (decision_of(learner.take(uid))["decisions"] for uid in "abcd")
+        numbers = {"mismatch_tolerance": 0.1, "probe_interval_s": 3600.0, "settle_gain": 0.02, "patience": 3}
+        for decision in (first["look"], first["retrain"], alone["look"]):
+            assert numbers.items() <= decision.items()
+        assert (first["look"]["state"], first["look"]["model_id"]) == ("following", "")
+        assert (first["retrain"]["mismatch"], first["retrain"]["reason"]) == (None, "no model was served")
+        assert drifted["retrain"]["mismatch"] == pytest.approx(0.25)
+        assert drifted["retrain"]["go_on"] is True
+        assert fits["retrain"]["state"] == "following"
+        assert fits["retrain"]["mismatch"] == pytest.approx(1 - 0.79 / 0.8)
+        assert fits["retrain"]["go_on"] is False
+        assert alone["look"]["state"] == "suspended"
+        assert alone["look"]["last_mismatch"] == pytest.approx(1 - 0.79 / 0.8)
+        assert alone["look"]["model_id"] == learner.model_store.serving().model_id
+
+    def test_the_model_of_a_finding_is_kept(self, learner, stages):
+        learner.settings.worker.update = "on_mismatch"
+        stages.serving_scores = [0.6]
+        for uid in "ab":
+            learner.take(uid)
+        again = RunBook(learner.settings)
+        again.load()
+        models = [record.model_id for record in learner.model_store.records()]
+        assert [again.get(uid).model_id for uid in "ab"] == ["", models[0]]
+        assert [again.get(uid).promoted_id for uid in "ab"] == models
+
+    def test_a_mismatch_stays_about_the_model_that_was_validated(self, learner, stages):
+        learner.take("a")
+        cancel_in(learner, "train", "b")
+        before = learner.take("b").figures["mismatch"]
+        run_folder(learner.settings, "b").parent.unlink()
+        record = learner.model_store.serving()
+        other = replace(record, model_id=content_id(b"other"), validation={"score": 0.5})
+        learner.model_store.put(other, b"other")
+        promote(learner.model_store, other.model_id)
+        assert learner.retry("b").figures["mismatch"] == before
+        assert learner.book.get("b").model_id == record.model_id
+
+
+def test_the_last_decision_is_shown_after_a_restart(tmp_path):
+    settings = Settings(data_dir=tmp_path)
+    settings.worker.executor = "inline"
+    state = RunState("a", "stop-a", outcome="promoted", reason="better")
+    run_folder(settings, "a").save(state)
+    write_json(settings.worker_dir / "status.json", {"decided": "a"})
+    told, stop = [], threading.Event()
+    stop.set()
+    worker = Worker(settings, listener=lambda status, state: told.append((status, state)))
+    worker.run(stop)
+    assert [each.reason for _, each in told if each is not None] == ["better"]
+    assert told[0][0]["decided"] == "a"
 
 
 def test_pauses_grow_for_each_run_by_itself(monkeypatch):

@@ -24,7 +24,9 @@ STATE = RunState(
     done={
         "validate": {"figures": {"mismatch": 0.25, "ssim_serving": 0.5}},
         "train": {"model_id": "cafe"},
-        "gate": {"figures": {"candidate_score": 0.4, "serving_score": None, "forgotten": 0.01}},
+        "gate": {"figures": {"candidate_score": 0.4, "serving_score": None, "forgotten": 0.01, "gain": -0.02}},
+        "look": {"state": "suspended"},
+        "retrain": {"state": "following"},
     },
 )
 
@@ -38,6 +40,10 @@ def test_values():
     assert values["Decision:Mismatch"] == 0.25
     assert math.isnan(values["Decision:Serving"])
     assert (values["Decision:Outcome"], values["Decision:Model"]) == ("rejected", "cafe")
+    assert (values["Decision:Gain"], values["Decision:PolicyState"]) == (-0.02, "following")
+    left_alone = RunState("run-2", outcome="skipped", done={"look": {"go_on": False, "state": "suspended"}})
+    assert decision_values(left_alone)["Decision:PolicyState"] == "suspended"
+    assert decision_values(RunState("run-3"))["Decision:PolicyState"] == ""
 
 
 def test_served():
@@ -53,6 +59,8 @@ def test_served():
 
         assert read("Decision:Candidate") == 0.4
         assert read("Decision:Reason") == "score 0.4 is not better"
+        assert read("Decision:Gain") == -0.02
+        assert read("Decision:PolicyState") == "following"
         assert read("Runs:Waiting") == 0
         assert read("Outcomes:Failed") == 1
     finally:
