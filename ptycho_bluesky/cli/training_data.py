@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.models.export import read_manifest
 from ptycho_bluesky.records import LabelSet
-from ptycho_bluesky.training.area_split import hold_out_area
+from ptycho_bluesky.training.area_split import hold_out_area, near_area
 from ptycho_bluesky.training.catalog import CatalogEntry
 from ptycho_bluesky.training.corpus import Corpus, read_label_set
 from ptycho_bluesky.training.splits import SplitFractions, split_scans
@@ -195,8 +195,7 @@ def _near(labels: LabelSet, held_out: LabelSet, gap_m: float) -> NDArray[np.bool
     """Frames of a run of the same sample that lie where others do, or within a gap of it; shape (n,)."""
     if _other_sample(str(labels.provenance.get("sample", "")), str(held_out.provenance.get("sample", ""))):
         return np.zeros(len(labels), dtype=np.bool_)
-    position, area = np.asarray(labels.position_m), np.asarray(held_out.position_m)
-    return ((position > area.min(axis=0) - gap_m) & (position < area.max(axis=0) + gap_m)).all(axis=1)
+    return near_area(labels.position_m, held_out.position_m, gap_m)
 
 
 def _select(labels: LabelSet, rows: NDArray[np.bool_]) -> LabelSet:

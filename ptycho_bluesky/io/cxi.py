@@ -152,7 +152,7 @@ def _stated(file: h5py.File, path: Path) -> StatedGeometry:
         unit = read_string(dataset(file, SOURCE_ENERGY).attrs.get("units", "J"))
         energy_eV = source * energy_factor_ev(unit or "J", SOURCE_ENERGY)
     x_pixel_m, y_pixel_m = (_length_m(file, f"{_DETECTOR}/{axis}_pixel_size") for axis in "xy")
-    if x_pixel_m is not None and y_pixel_m is not None and not np.isclose(x_pixel_m, y_pixel_m, rtol=1e-3):
+    if x_pixel_m is not None and y_pixel_m is not None and not np.isclose(x_pixel_m, y_pixel_m, rtol=1e-3, atol=0.0):
         raise InputError(
             f"{path}: detector pixels of {x_pixel_m} × {y_pixel_m} m", "pixels are square", "rebin the frames"
         )

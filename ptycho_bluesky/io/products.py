@@ -156,7 +156,7 @@ def _foreign_frame(obj: h5py.Dataset) -> ObjectFrame:
             f"{obj.file.filename}: object without {', '.join(missing)}", "a product says where its object lies"
         )
     height, width, y, x = (float(np.asarray(obj.attrs[name])) for name in names)
-    if not np.isclose(height, width, rtol=1e-3):
+    if not np.isclose(height, width, rtol=1e-3, atol=0.0):
         raise InputError(f"object pixels of {height} × {width} m", "pixels are square", "resample the product")
     rows, cols = (int(n) for n in obj.shape[-2:])
     return ObjectFrame((y - rows / 2 * height, x - cols / 2 * height), height, (rows, cols))

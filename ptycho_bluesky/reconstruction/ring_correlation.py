@@ -188,7 +188,7 @@ def _on_one_canvas(
     first: Reconstruction, second: Reconstruction
 ) -> tuple[NDArray[np.complex128], NDArray[np.complex128], NDArray[np.bool_]]:
     """Both objects where their canvases overlap, to the nearest pixel, and where both are lit."""
-    if not np.isclose(first.frame.pixel_size_m, second.frame.pixel_size_m, rtol=1e-6):
+    if not np.isclose(first.frame.pixel_size_m, second.frame.pixel_size_m, rtol=1e-6, atol=0.0):
         raise InputError(
             f"objects with pixels of {first.frame.pixel_size_m:.4g} and {second.frame.pixel_size_m:.4g}",
             "two reconstructions are compared pixel by pixel",

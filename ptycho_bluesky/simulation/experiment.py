@@ -114,7 +114,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         pixel_m = self.geometry.object_pixel_m
-        if not np.isclose(self.sample_map.pixel_size_m, pixel_m, rtol=1e-6):
+        if not np.isclose(self.sample_map.pixel_size_m, pixel_m, rtol=1e-6, atol=0.0):
             raise InputError(
                 f"sample with pixels of {self.sample_map.pixel_size_m:.6g} m",
                 f"the geometry's object pixel is {pixel_m:.6g} m",

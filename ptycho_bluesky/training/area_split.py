@@ -19,6 +19,7 @@ from ptycho_bluesky.records import LabelSet
 __all__ = [
     "AreaSplit",
     "hold_out_area",
+    "near_area",
     "patch_reach",
     "pearson_in_mask",
     "scored_pixel_mask",
@@ -135,6 +136,24 @@ def split_off_area(position_px: ArrayLike, gap_px: float, fraction: float = 0.1)
             "lower gap_px or the fraction",
         )
     return split_by_area(position, gap_px, trained)
+
+
+def near_area(position_m: ArrayLike, area_m: ArrayLike, gap_m: float) -> NDArray[np.bool_]:
+    """Which positions lie in the box around others, or within a gap of it.
+
+    Parameters
+    ----------
+    position_m : array_like, shape (n, 2)
+    area_m : array_like, shape (k, 2)
+        Positions whose box it is.
+    gap_m : float
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+    """
+    position, area = np.asarray(position_m, dtype=np.float64), np.asarray(area_m, dtype=np.float64)
+    return ((position > area.min(axis=0) - gap_m) & (position < area.max(axis=0) + gap_m)).all(axis=1)
 
 
 def _select(labels: LabelSet, rows: NDArray[Any]) -> LabelSet:

@@ -102,7 +102,7 @@ def join_label_sets(label_sets: Sequence[LabelSet]) -> TrainingArrays:
         raise InputError("an empty corpus", "training needs at least one label set", "add labels of a run")
     last = label_sets[-1]
     for labels in label_sets:
-        same_pixel = np.isclose(labels.pixel_size_m, last.pixel_size_m, rtol=1e-3, equal_nan=True)
+        same_pixel = np.isclose(labels.pixel_size_m, last.pixel_size_m, rtol=1e-3, atol=0.0, equal_nan=True)
         if labels.image.shape[1:] != last.image.shape[1:] or labels.phase_rad.shape[1:] != last.phase_rad.shape[1:]:
             raise InputError(
                 f"labels of {labels.run_uid} with frames {labels.image.shape[1:]} and patches "

@@ -155,7 +155,7 @@ def _at_light(
 def _object_pixel(labels: Labels) -> bool:
     if labels.geometry is None or np.isnan(labels.pixel_size_m):
         return True
-    return bool(np.isclose(labels.pixel_size_m, labels.geometry.object_pixel_m, rtol=1e-3))
+    return bool(np.isclose(labels.pixel_size_m, labels.geometry.object_pixel_m, rtol=1e-3, atol=0.0))
 
 
 def _shape(patches: NDArray[Any]) -> tuple[int, int]:

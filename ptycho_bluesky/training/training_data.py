@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptycho_bluesky.errors import InputError
 from ptycho_bluesky.records import LabelSet
-from ptycho_bluesky.training.area_split import split_off_area
+from ptycho_bluesky.training.area_split import near_area, split_off_area
 from ptycho_bluesky.training.augmentation import Augmentation
 from ptycho_bluesky.training.catalog import CatalogEntry
 from ptycho_bluesky.training.corpus import Corpus, TrainingArrays, join_label_sets, light_factor
@@ -178,9 +178,15 @@ def _from_disk(
 
 
 def _hold_out(arrays: TrainingArrays) -> tuple[TrainingArrays, TrainingArrays]:
-    """Hold a tenth of the newest run out, by area: neighbours overlap, and frame by frame a split would flatter."""
+    """Hold a tenth of the newest run out, by area: neighbours overlap, and frame by frame a split would flatter.
+
+    Frames of older runs at the same place are left out as well.
+    """
     newest = np.flatnonzero(arrays.run == len(arrays.run_uids) - 1)
     pixel = 1.0 if np.isnan(arrays.pixel_size_m) else arrays.pixel_size_m
-    split = split_off_area(arrays.position_m[newest] / pixel, arrays.phase_rad.shape[-1] / 2)
-    dropped = newest[~split.train]
-    return arrays.select(np.delete(np.arange(len(arrays)), dropped)), arrays.select(newest[split.held_out])
+    gap_px = arrays.phase_rad.shape[-1] / 2
+    split = split_off_area(arrays.position_m[newest] / pixel, gap_px)
+    held_out = newest[split.held_out]
+    kept = ~near_area(arrays.position_m, arrays.position_m[held_out], gap_px * pixel)
+    kept[newest] = split.train
+    return arrays.select(np.flatnonzero(kept)), arrays.select(held_out)

@@ -201,6 +201,17 @@ def test_a_network_that_answers_a_constant_has_figures(labels_a):
     assert np.isfinite(list(figures.values())).all()
 
 
+def test_what_an_older_run_shows_of_the_area_held_out_is_not_trained_on(labels_a):
+    wide = replace(labels_a, position_m=labels_a.position_m * 4)
+    older = replace(wide, run_uid="older", image=wide.image + 1)
+    options = QUICK.model_copy(update={"recipe": "published"})
+    data = gather([older, wide], options, ())
+    assert data.held_out is not None
+    assert {0, 1} == set(data.arrays.run.tolist())
+    distance = np.linalg.norm(data.arrays.position_m[:, None] - data.held_out.position_m[None], axis=-1)
+    assert distance.min() >= 0.99 * wide.phase_rad.shape[-1] / 2 * wide.pixel_size_m
+
+
 def test_the_published_recipe_holds_an_area_out(labels_a):
     # a tenth of 96 frames validates, those within half a patch of them train as little
     wide = replace(labels_a, position_m=labels_a.position_m * 2)
