@@ -77,10 +77,15 @@ class DaskExecutor(Executor):
         if file is not None and not Path(file).exists():
             # The client would wait for the file for ever.
             raise UnreachableError(f"worker.executor_options: no scheduler_file {file}", rule, remedy)
+        # In two steps: of a client that was not made whole one could not end the thread.
+        self.client = Client.__new__(Client)
         try:
-            self.client = Client(**rest)
+            Client.__init__(self.client, **rest)
             self._executor = self.client.get_executor(**submit)
         except (OSError, TimeoutError) as error:
+            # Such a client leaves its thread and files open for ever, and the worker may try for days.
+            if (runner := getattr(self.client, "_loop_runner", None)) is not None:
+                runner.stop()
             raise UnreachableError(f"worker.executor_options {dict(options)}: {error}", rule, remedy) from error
         except (TypeError, ValueError) as error:
             raise InputError(

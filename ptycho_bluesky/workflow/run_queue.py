@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from ptycho_bluesky.workflow.run_book import RunBook
 from ptycho_bluesky.workflow.tiled_store import RunSummary, TiledStore
 
 __all__ = ["RunQueue"]
+
+OLDER_RUNS = 1500
+"""Runs of any age that a search looks at beside the new ones: five requests, less than half a second."""
 
 
 class RunQueue:
@@ -28,6 +32,9 @@ class RunQueue:
     -----
     `notice` may be called from any thread; everything else belongs to one. A run counts as decided with the stop
     document that it had then: one that was closed for a dead session and has grown since is a run anew.
+
+    A run may be written long after it began, from a replayed journal or by another session, and after younger ones were
+    seen. So a search also goes on through all runs, a part each time: tens of thousands take Tiled many seconds.
     """
 
     def __init__(self, settings: Settings, book: RunBook) -> None:
@@ -36,6 +43,7 @@ class RunQueue:
         self._waiting: dict[str, RunSummary] = {}
         self._settled: dict[str, str] = {}
         self._since_s: float | None = None
+        self._sweep: tuple[TiledStore, Iterator[RunSummary]] | None = None
 
     def notice(self, uid: str, metadata: Mapping[str, Any]) -> None:
         """Take a notice of a run's metadata, for `ContainerWatch`."""
@@ -90,7 +98,7 @@ class RunQueue:
         self._waiting.pop(uid, None)
 
     def catch_up(self, store: TiledStore) -> None:
-        """Look for complete runs in Tiled.
+        """Look for complete runs in Tiled: all of them the first time, then the new ones and a part of the others.
 
         Raises
         ------
@@ -107,6 +115,8 @@ class RunQueue:
             newest_s = max(newest_s, run.time_s)
             if run.stop is None:
                 unfinished_s = min(unfinished_s, run.time_s)
+        if self._since_s is not None:
+            self._look_at_older(store)
         for note in self._book.notes():
             if not note.outcome and note.uid not in self._waiting:
                 # Interrupted, or to be tried again: whatever was decided before no longer counts.
@@ -114,6 +124,17 @@ class RunQueue:
                 if summary is not None and summary.stop:
                     self._waiting[note.uid] = summary.brief()
         self._since_s = min(unfinished_s, newest_s)
+
+    def _look_at_older(self, store: TiledStore) -> None:
+        """Go on through the runs of any age, from the beginning after the last one and on a new connection."""
+        if self._sweep is None or self._sweep[0] is not store:
+            self._sweep = store, iter(store.run_summaries())
+        seen = 0
+        for run in islice(self._sweep[1], OLDER_RUNS):
+            self._consider(run)
+            seen += 1
+        if seen < OLDER_RUNS:
+            self._sweep = None
 
     def _consider(self, run: RunSummary) -> None:
         if self._is_open(run):

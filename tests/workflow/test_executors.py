@@ -227,6 +227,21 @@ def test_a_scheduler_that_was_killed_is_waited_for(tmp_path):
         compute.stop(2.0)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_trying_in_vain_leaves_nothing_open(tmp_path):
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    (port,) = free_ports(1)
+    silent, absent = {"address": f"127.0.0.1:{port}", "timeout": 0.5}, {"scheduler_file": str(tmp_path / "none.json")}
+    left = []
+    for _ in range(3):
+        with pytest.raises(UnreachableError, match="a Dask scheduler must answer"):
+            make_executor(WorkerSettings(executor="dask", executor_options=silent))
+        left.append(threading.active_count())
+    assert left[0] == left[-1]
+    with pytest.raises(UnreachableError, match="no scheduler_file"):
+        make_executor(WorkerSettings(executor="dask", executor_options=absent))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_interchange_that_was_killed_is_replaced(tmp_path):
