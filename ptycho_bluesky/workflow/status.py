@@ -84,10 +84,7 @@ def show_worker(settings: Settings, console: Console | None = None) -> None:
     newest = {state.uid for state in states[-SHOWN_RUNS:]}
     shown = [state for state in states if state.uid in newest or not state.outcome or state.outcome == "failed"]
     title = "Worker" if len(shown) == len(states) else f"Worker: {len(shown)} of {len(states)} runs"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("scan", "run", "purpose", "stage", "seconds", "SSIM\nlive", "model", "updated"):
-        # A stage under way is the longest, and the one that may take a second line.
-        table.add_column(name, overflow="fold", no_wrap=name != "stage")
+    table = _table(title, ("scan", "run", "purpose", "stage", "seconds", "SSIM\nlive", "model", "updated"))
     for state in shown:
         stage = read_stage(settings, state.uid) or ""
         ssim = state.figures.get("ssim_serving")
@@ -102,10 +99,7 @@ def show_worker(settings: Settings, console: Console | None = None) -> None:
             ago(state.updated_s),
         )
     console.print(table)
-    # Below the table, where a sentence has the width of the terminal, and each is one line of what is piped on.
-    for state in shown:
-        if reason := " ".join(state.reason.split()):
-            console.print(f"{state.uid[:8]} {escape(reason)}", highlight=False, soft_wrap=True)
+    _print_reasons(console, {state.uid[:8]: state.reason for state in shown})
     if failed := [state.uid[:8] for state in states if state.outcome == "failed"]:
         console.print(
             f"[red]{len(failed)} runs could not be worked on[/]; after the cause is removed: "
@@ -121,13 +115,27 @@ def show_worker(settings: Settings, console: Console | None = None) -> None:
     )
 
 
+def _table(title: str, names: tuple[str, ...]) -> Table:
+    """Table for a terminal of 80 columns: a stage is the longest entry, and alone may take a second line."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold", no_wrap=name != "stage")
+    return table
+
+
+def _print_reasons(console: Console, reasons: Mapping[str, str]) -> None:
+    """Print sentences below a table, where they have the width of the terminal and stay one line when piped on."""
+    for name, reason in reasons.items():
+        if line := " ".join(reason.split()):
+            console.print(f"{name} {escape(line)}", highlight=False, soft_wrap=True)
+
+
 def show_models(models: TiledModelStore, console: Console | None = None) -> None:
     """Print the registry, oldest model first."""
+    console = console or Console()
     serving = models.serving()
-    table = Table(title="Models")
-    for name in ("model", "parent", "stage", "runs", "frames", "pixel", "score", "made", "reason"):
-        table.add_column(name, overflow="fold")
-    records = models.metadata()
+    table = _table("Models", ("model", "parent", "stage", "runs", "frames", "pixel", "score", "made"))
+    records, reasons = models.metadata(), dict[str, str]()
     for record in models.records():
         log = records[record.model_id].get("stage_log") or [{}]
         score = record.validation.get("score")
@@ -142,9 +150,10 @@ def show_models(models: TiledModelStore, console: Console | None = None) -> None
             "unknown" if math.isnan(pixel) else f"{pixel * 1e9:.2f} nm",
             "" if score is None else f"{score:.3f}",
             ago(record.created_s),
-            str(log[-1].get("reason", "")),
         )
-    (console or Console()).print(table)
+        reasons[record.model_id[:12]] = str(log[-1].get("reason", ""))
+    console.print(table)
+    _print_reasons(console, reasons)
 
 
 def show_model(models: TiledModelStore, model_id: str, console: Console | None = None) -> None:

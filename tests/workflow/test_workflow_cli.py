@@ -56,6 +56,8 @@ def test_models(run, store, settings):
     shown = run("models", "list")
     assert "serves" in shown
     assert "0.250" in shown
+    assert f"{second[:12]} promoted by hand" in shown.splitlines()
+    assert any(line.split()[:3] == [first[:12], "—", "retired"] for line in shown.splitlines())
     shown = run("models", "show", second[:10])
     assert '"stage": "promoted"' in shown
     assert "promoted by hand" in shown
