@@ -16,7 +16,7 @@ from ptycho_bluesky.workflow.tiled_store import RunSummary, TiledStore
 __all__ = ["RunQueue"]
 
 OLDER_RUNS = 1500
-"""Runs of any age that a search looks at beside the new ones: five requests, less than half a second."""
+"""Runs of any age that a search looks at beside the new ones: five requests, about half a second on idle cores."""
 
 
 class RunQueue:
