@@ -24,6 +24,9 @@ def ask_retry(settings: Settings, uid: str) -> str:
 def ask_cancel(settings: Settings, uid: str) -> str:
     """Have a run given up, whether it is being worked on or waits.
 
+    It ends with the stage that is under way, at the latest; no other run is learned from, or tested, on its labels.
+    Once its model is being registered it is too late.
+
     Parameters
     ----------
     settings : Settings
