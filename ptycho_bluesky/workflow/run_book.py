@@ -150,20 +150,23 @@ class RunBook:
 
     def _read_index(self) -> dict[str, RunNote]:
         notes: dict[str, RunNote] = {}
+        # tens of thousands of runs have a few regimes: each is kept once
+        regimes: dict[str, dict[str, Any]] = {}
         try:
-            lines = self._index.read_bytes().splitlines()
+            with self._index.open("rb") as lines:
+                for line in lines:
+                    try:
+                        note = RunNote(**json.loads(line))
+                    except (ValueError, TypeError):
+                        logger.debug("%s: a damaged line is passed over", self._index)
+                        continue
+                    if note.outcome:
+                        regime = regimes.setdefault(json.dumps(note.regime, sort_keys=True), note.regime)
+                        notes[note.uid] = replace(note, regime=regime)
+                    else:
+                        notes.pop(note.uid, None)
         except FileNotFoundError:
-            return notes
-        for line in lines:
-            try:
-                note = RunNote(**json.loads(line))
-            except (ValueError, TypeError):
-                logger.debug("%s: a damaged line is passed over", self._index)
-                continue
-            if note.outcome:
-                notes[note.uid] = note
-            else:
-                notes.pop(note.uid, None)
+            pass
         return notes
 
     def save(self, folder: RunFolder, state: RunState) -> None:
