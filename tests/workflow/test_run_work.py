@@ -150,13 +150,14 @@ class TestCancelled:
         ask_cancel(learner.settings, "a")
         assert learner.take("a").outcome == "promoted"
 
-    def test_is_not_learned_from(self, learner, stages):
-        cancel_in(learner, "label", "a")
+    @pytest.mark.parametrize("stage", ["label", "train"])
+    def test_is_not_learned_from(self, learner, stage):
+        cancel_in(learner, stage, "a")
         assert learner.take("a").outcome == "cancelled"
         learner.take("b")
         third = learner.take("c")
         assert [record.training_runs for record in learner.model_store.records()] == [("b",), ("b", "c")]
-        assert third.figures["older"] == ["b"]
+        assert (third.figures["older"], third.figures["foreign"]) == (["b"], [])
 
     def test_reserved_run_validates_nothing(self, learner):
         cancel_in(learner, "label", "r")
