@@ -20,7 +20,7 @@ from ptycho_bluesky.bench.loader_weights import weights_difference
 from ptycho_bluesky.bench.rows import Row
 from ptycho_bluesky.bench.timing import Rates
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.label_files import compression, rounded
+from ptycho_bluesky.training.label_files import write_frames
 from ptycho_bluesky.training.loading import FrameStore, Schedule, order_epochs
 
 __all__ = ["LoaderBench", "make_corpus", "run"]
@@ -68,20 +68,17 @@ class LoaderBench:
 
 
 def make_corpus(folder: Path, bench: LoaderBench, num_files: int = 4) -> tuple[str, ...]:
-    """Write a synthetic corpus in the layout of `ptycho_bluesky.training.corpus`: by frame, rounded, compressed."""
+    """Write a synthetic corpus as `ptycho_bluesky.training.corpus` does: by frame, rounded, compressed."""
     rng = np.random.default_rng(bench.seed)
     size = bench.size_px
     for number, rows in enumerate(np.array_split(np.arange(bench.num_frames), num_files)):
-        # without HDF5's cache of chunks, as the corpus writes: frame and phase lie side by side
+        image = np.empty((len(rows), size, size), np.uint16)
+        phase_rad = np.empty(image.shape, np.float32)
+        for place in range(len(rows)):
+            image[place] = rng.poisson(3.0, (size, size))
+            phase_rad[place] = np.cumsum(rng.normal(0, 0.01, (size, size)), axis=1)
         with h5py.File(folder / f"{number:03d}.h5", "w", rdcc_nbytes=0) as file:
-            shape, chunk = (len(rows), size, size), (1, size, size)
-            image, phase_rad = (
-                file.create_dataset(name, shape, dtype, chunks=chunk, **compression())
-                for name, dtype in (("image", np.uint16), ("phase_rad", np.float32))
-            )
-            for place in range(len(rows)):
-                image[place] = rng.poisson(3.0, (size, size))
-                phase_rad[place] = rounded("phase_rad", np.cumsum(rng.normal(0, 0.01, (size, size)), axis=1))
+            write_frames(file, {"image": image, "phase_rad": phase_rad})
     return corpus_files(folder)
 
 

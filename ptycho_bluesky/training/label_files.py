@@ -28,6 +28,7 @@ __all__ = [
     "rounded",
     "stored_hashes",
     "sweep",
+    "write_frames",
     "write_label_set",
 ]
 
@@ -144,7 +145,7 @@ def _packed(labels: LabelSet, description: Mapping[str, Any] | None) -> bytes:
     """Content of the HDF5 file of a label set; nothing is written."""
     # without a cache of chunks, which keeps them until many can be put down one dataset after the other
     with h5py.File("labels", "w", driver="core", backing_store=False, rdcc_nbytes=0) as file:
-        _write_frames(file, labels)
+        write_frames(file, {name: np.asarray(getattr(labels, name)) for name in BY_FRAME})
         for name in ARRAYS:
             if name not in file:
                 file.create_dataset(name, data=np.asarray(getattr(labels, name)))
@@ -164,21 +165,33 @@ def _packed(labels: LabelSet, description: Mapping[str, Any] | None) -> bytes:
         return file.id.get_file_image()
 
 
-def _write_frames(file: h5py.File, labels: LabelSet) -> None:
-    """Frame and phase side by side, since they are read together; amplitudes, which few networks read, behind them."""
-    datasets: dict[str, h5py.Dataset] = {}
-    values = {name: rounded(name, np.asarray(getattr(labels, name))) for name in BY_FRAME}
-    for name, value in values.items():
-        if value.ndim != 3 or not value.size:
-            continue
-        datasets[name] = file.create_dataset(
-            name, value.shape, value.dtype, chunks=(1, *value.shape[1:]), **compression()
-        )
+def write_frames(file: h5py.File, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write columns by frame, `rounded` and compressed, and where each frame lies.
+
+    Frame and phase lie side by side, since they are read together; amplitudes, which few networks read, behind them.
+
+    Parameters
+    ----------
+    file : h5py.File
+        Opened without a cache of chunks (``rdcc_nbytes=0``), which would keep them until many can be put down one
+        dataset after the other.
+    columns : dict of str to ndarray, shape (n, h, w)
+        Of `BY_FRAME`; those of another shape are passed over.
+    """
+    from ptycho_bluesky.training.loading.chunks import store_row_tables
+
+    values = {name: rounded(name, value) for name, value in columns.items() if value.ndim == 3 and value.size}
+    datasets = {
+        name: file.create_dataset(name, value.shape, value.dtype, chunks=(1, *value.shape[1:]), **compression())
+        for name, value in values.items()
+    }
     for names in (BY_FRAME[:2], BY_FRAME[2:]):
-        for row in range(len(labels)):
-            for name in names:
-                if name in datasets:
-                    datasets[name][row] = values[name][row]
+        present = [name for name in names if name in values]
+        for row in range(max((len(values[name]) for name in present), default=0)):
+            for name in present:
+                datasets[name][row] = values[name][row]
+    file.flush()
+    store_row_tables(file, list(values))
 
 
 def read_label_set(path: Path | str, rows: NDArray[Any] | None = None) -> LabelSet:

@@ -119,7 +119,7 @@ def test_errors_of_hdf5_are_storage_errors(tmp_path, labels_a, monkeypatch):
     def fail(*_arguments):
         raise RuntimeError("Disable slist on flush dest failure failed")
 
-    monkeypatch.setattr("ptycho_bluesky.training.label_files._write_frames", fail)
+    monkeypatch.setattr("ptycho_bluesky.training.label_files.write_frames", fail)
     with pytest.raises(StorageError, match="slist"):
         Corpus(tmp_path).add(labels_a)
     assert not list(tmp_path.glob("*.h5"))

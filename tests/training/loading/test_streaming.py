@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from ptycho_bluesky.errors import InputError
-from ptycho_bluesky.training.loading import FrameStore
+from ptycho_bluesky.training.label_files import rounded, write_frames
+from ptycho_bluesky.training.loading import FrameStore, chunks
 from ptycho_bluesky.training.loading.blocks import BlockFile
 
 ROWS = np.arange(1, 200, 2)
@@ -102,6 +103,31 @@ def test_streams_give_what_hdf5_gives(corpus, monkeypatch, change):
     for name, value in content.items():
         np.testing.assert_array_equal(arrays[name], value[ROWS])
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_table_in_the_file_is_taken_while_it_is_right(tmp_path, monkeypatch, rewritten):
+    rng = np.random.default_rng(2)
+    phase = rng.normal(size=(60, 32, 32)).astype(np.float32)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", rdcc_nbytes=0) as file:
+        write_frames(file, {"image": rng.poisson(3.0, (60, 32, 32)).astype(np.uint16), "phase_rad": phase})
+    phase = rounded("phase_rad", phase)
+    if rewritten:  # as a tool does that copies what it finds: the rows lie elsewhere then
+        with h5py.File(path) as old, h5py.File(tmp_path / "b.h5", "w") as new:
+            new["more"] = np.zeros(5000)
+            for name in old:
+                old.copy(name, new)
+        path = tmp_path / "b.h5"
+    real, taken = chunks._stored_table, []
+    monkeypatch.setattr(chunks, "_stored_table", lambda dataset: taken.append(real(dataset)) or taken[-1])
+    store = FrameStore([path])
+    np.testing.assert_array_equal(store.read(np.arange(60))["phase_rad"], phase)
+    store.close()
+    assert [table is None for table in taken] == [rewritten] * 2
+    with h5py.File(path) as file:
+        stored, found = file["row_table/phase_rad"][()], chunks.row_table(file["phase_rad"])
+    assert np.array_equal(stored[:, 0], found.first) is not rewritten
 
 
 def test_rows_far_apart_are_announced(corpus, monkeypatch):
