@@ -238,7 +238,7 @@ class TestRuns:
 
         def train(job, *arguments):
             if job.folder.endswith(first.uid):
-                assert labelled.wait(30)
+                assert labelled.wait(120)
             return true_train(job, *arguments)
 
         stages.label, stages.train = label, train
