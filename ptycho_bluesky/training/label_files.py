@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,9 @@ def sweep(directory: Path) -> None:
 
 def _packed(labels: LabelSet, description: Mapping[str, Any] | None) -> bytes:
     """Content of the HDF5 file of a label set; nothing is written."""
-    # without a cache of chunks, which keeps them until many can be put down one dataset after the other
-    with h5py.File("labels", "w", driver="core", backing_store=False, rdcc_nbytes=0) as file:
+    # By a name of its own: HDF5 refuses two open files of one name, in memory as well, and threads may write at once.
+    # Without a cache of chunks, which keeps them until many can be put down one dataset after the other
+    with h5py.File(uuid.uuid4().hex, "w", driver="core", backing_store=False, rdcc_nbytes=0) as file:
         write_frames(file, {name: np.asarray(getattr(labels, name)) for name in BY_FRAME})
         for name in ARRAYS:
             if name not in file:

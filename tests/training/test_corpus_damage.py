@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import h5py
@@ -16,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptycho_bluesky.errors import InputError, StorageError
+from ptycho_bluesky.training import label_files
 from ptycho_bluesky.training.catalog import CatalogEntry, FileCatalog
-from ptycho_bluesky.training.corpus import Corpus, write_label_set
+from ptycho_bluesky.training.corpus import Corpus, read_label_set, write_label_set
 from ptycho_bluesky.training.known_frames import KnownFrames, _is_known
 from ptycho_bluesky.training.label_files import frame_hashes, stored_hashes
 from ptycho_bluesky.training.loading.chunks import row_table
@@ -275,3 +278,20 @@ def test_the_catalog_names_the_file(tmp_path, labels_a):
     assert entry["run_uid"] == "a/1"
     assert entry["file"].startswith("a_1-")
     assert (tmp_path / entry["file"]).is_file()
+
+
+def test_threads_write_label_sets_at_once(tmp_path, labels_a):
+    """Of two files of one name HDF5 refuses the second while the first is open."""
+    together = threading.Barrier(4)
+    real = label_files.write_frames
+
+    def write_frames(*arguments):
+        together.wait(30.0)  # all four are open now
+        real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
+        patch.setattr(label_files, "write_frames", write_frames)
+        paths = [tmp_path / f"{number}.h5" for number in range(4)]
+        list(threads.map(lambda path: write_label_set(path, labels_a), paths))
+    for path in paths:
+        np.testing.assert_array_equal(read_label_set(path).image, labels_a.image)
